@@ -1,0 +1,1 @@
+"""Calibration: which images, which ranges, which scheme, how good."""

@@ -1,0 +1,1 @@
+"""What runs on the device: neither torch nor onnx."""

@@ -1,0 +1,1 @@
+"""One distillation method a file."""

@@ -1,0 +1,1 @@
+"""Loss terms: pure functions, one idea a file."""
