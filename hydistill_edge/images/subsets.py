@@ -1,0 +1,121 @@
+"""Subsets: which images go where, decided by content and seed, disjoint by content hash.
+
+An image's rank is a mix of its hash and the seed. So a choice does not depend on the order of
+storage, and equal images always fall on the same side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydistill_edge.errors import TransferSetError
+from hydistill_edge.images.content_hash import HASH_BYTES, Hashes
+
+Places = NDArray[np.int64]
+
+
+def stratified_split(
+    hashes: Hashes, groups: NDArray[np.integer], fraction: float, *, seed: int
+) -> tuple[Places, Places]:
+    """Split in two, each group in proportion (largest remainders, so the total is right too).
+
+    Args:
+        hashes: content hashes, shape (N, 32) uint8, all different.
+        groups: shape (N,) the group of each image, such as its pseudo-label.
+        fraction: share of the second part, between 0 and 1.
+        seed: another seed, another split.
+
+    Returns:
+        The rest and the part: rising places, shapes (N - n,) and (n,).
+
+    Raises:
+        TransferSetError: a fraction outside (0, 1), or one that leaves a side empty.
+    """
+    total = round(fraction * len(hashes))
+    if not 0 < fraction < 1 or not 0 < total < len(hashes):
+        raise TransferSetError(
+            f"cannot split {len(hashes)} images at {fraction}: both sides need at least one; "
+            "expected a fraction between 0 and 1 and enough images"
+        )
+    names, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    shares = fraction * sizes
+    quota = np.floor(shares).astype(np.int64)
+    # largest remainders first; names break ties, so the result is the same everywhere
+    order = np.lexsort((names, quota - shares))
+    quota[order[: total - int(quota.sum())]] += 1
+    part = _rank_in_group(_keys(hashes, seed), members) < quota[members]
+    return np.flatnonzero(~part), np.flatnonzero(part)
+
+
+def disjoint_subsets(
+    hashes: Hashes, groups: NDArray[np.integer], counts: Mapping[str, int], *, seed: int
+) -> dict[str, Places]:
+    """Choose several subsets that share no image, each as balanced over the groups as it can be.
+
+    Args:
+        hashes: content hashes, shape (N, 32) uint8, all different.
+        groups: shape (N,) the group of each image.
+        counts: images per subset, by name; filled in this order.
+        seed: another seed, another choice.
+
+    Returns:
+        Rising places per subset.
+
+    Raises:
+        TransferSetError: a negative count, or more images asked for than there are.
+    """
+    wanted = sum(counts.values())
+    if min(counts.values(), default=0) < 0 or wanted > len(hashes):
+        asked = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise TransferSetError(
+            f"{wanted} images are needed ({asked}) and {len(hashes)} are there; ask for fewer, or "
+            "make more images"
+        )
+    keys = _keys(hashes, seed)
+    left = np.arange(len(hashes))
+    chosen = {}
+    for name, count in counts.items():
+        # one of each group, then a second of each, ...; within a round by key
+        rounds = _rank_in_group(keys[left], groups[left])
+        order = np.lexsort((keys[left], rounds))
+        chosen[name] = np.sort(left[order[:count]])
+        left = np.sort(left[order[count:]])
+    return chosen
+
+
+def not_among(hashes: Hashes, others: Hashes) -> Places:
+    """Return the places in `hashes` (N, 32) whose row is not a row of `others` (M, 32)."""
+    return np.flatnonzero(~np.isin(_as_strings(hashes), _as_strings(others)))
+
+
+def _as_strings(hashes: Hashes) -> NDArray[np.void]:
+    rows = np.ascontiguousarray(hashes, np.uint8).reshape(-1, HASH_BYTES)
+    # bytes of a fixed width, not void: np.isin must be able to sort them
+    return rows.view(f"S{HASH_BYTES}").ravel()
+
+
+def _keys(hashes: Hashes, seed: int) -> NDArray[np.uint64]:
+    words = np.ascontiguousarray(hashes[:, :8]).view(np.uint64).ravel()
+    return _mixed(words ^ _mixed(np.array([seed % 2**64], np.uint64)))
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Scramble 64-bit words (SplitMix64, https://prng.di.unimi.it/splitmix64.c)."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: NDArray[np.uint64] = values ^ (values >> np.uint64(31))
+    return mixed
+
+
+def _rank_in_group(keys: NDArray[np.uint64], groups: NDArray[np.integer]) -> Places:
+    """Return each row's place among the rows of its group, by rising key."""
+    order = np.lexsort((keys, groups))
+    ordered = groups[order]
+    starts = np.searchsorted(ordered, ordered, side="left")
+    ranks = np.empty(len(groups), np.int64)
+    ranks[order] = np.arange(len(groups)) - starts
+    return ranks
