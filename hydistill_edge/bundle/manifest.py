@@ -36,7 +36,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Control characters, line separators, lone surrogates and bidirectional overrides: what would let a
 # manifest write to the terminal that shows it.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def _value_problems(manifest: Manifest) -> Iterator[str]:
         if not _NAME.fullmatch(getattr(manifest, key)):
             yield (
                 f"{key}: {getattr(manifest, key)!r}; expected 1 to 64 letters, digits, dots, "
-                "underscores or hyphens, starting with a letter or digit"
+                "underscores, hyphens or plus signs, starting with a letter or digit"
             )
     yield from _one_of("target", manifest.target, TARGETS)
     yield from _one_of("precision", manifest.precision, PRECISIONS)
