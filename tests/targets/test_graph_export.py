@@ -17,9 +17,9 @@ from hydistill_edge.targets.graph import (
     export_student,
     load_model,
     save_model,
-    split_input,
     to_float16,
 )
+from hydistill_edge.targets.graph_input import split_input
 
 ort = pytest.importorskip("onnxruntime")
 
