@@ -123,7 +123,11 @@ def test_structure_fails_with_both_values_when_a_fact_differs_or_is_missing() ->
 
 
 def step(rung: str, answer: Rung, called: list[str]) -> Step:
-    return Step(rung, answer.title, answer.source, lambda: called.append(rung) or answer)
+    def judge() -> Rung:
+        called.append(rung)
+        return answer
+
+    return Step(rung, answer.title, answer.source, judge)
 
 
 def test_ladder_blocks_later_rungs_when_one_fails() -> None:
