@@ -7,10 +7,11 @@ worth.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 from hydistill_edge.errors import UsageError
 from hydistill_edge.targets.stopwatch import CLOCK, Clock, quiet_heap, time_calls, warm_up
@@ -124,18 +125,18 @@ def compare_latency(
                     clock=clock,
                 )
                 counts[index] += len(durations_ns)
-                medians[index].append(statistics.median(durations_ns.tolist()) / 1e6)
+                medians[index].append(float(np.median(durations_ns)) / 1e6)
     ratios = [b / max(a, 1e-9) for a, b in zip(medians[0], medians[1], strict=True)]
     return LatencyRatio(
         old=old.name,
         new=new.name,
         rounds=rounds,
-        ratio=statistics.median(ratios),
+        ratio=float(np.median(ratios)),
         ratio_min=min(ratios),
         ratio_max=max(ratios),
         ratios=tuple(ratios),
-        old_p50_ms=statistics.median(medians[0]),
-        new_p50_ms=statistics.median(medians[1]),
+        old_p50_ms=float(np.median(medians[0])),
+        new_p50_ms=float(np.median(medians[1])),
         old_medians_ms=tuple(medians[0]),
         new_medians_ms=tuple(medians[1]),
         n=(counts[0], counts[1]),

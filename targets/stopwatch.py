@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -69,7 +68,7 @@ def warm_up(
             call, inputs, seconds=window_s, at_least=WINDOW_CALLS, first=rounds, clock=clock
         )
         rounds += len(durations)
-        medians = [*medians[1 - WINDOWS :], statistics.median(durations.tolist())]
+        medians = [*medians[1 - WINDOWS :], float(np.median(durations))]
         spread = max(medians) - min(medians)
         settled = len(medians) == WINDOWS and spread <= SETTLED_WITHIN * max(medians)
         elapsed_s = (clock() - start) / _NS
