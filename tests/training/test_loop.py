@@ -1,0 +1,175 @@
+"""The training loop, killed and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hydistill_edge.errors import MethodError, UsageError
+from hydistill_edge.training.loop import CHECKPOINT_FILE, Judgement, Plan, Progress, Trained, train
+
+PLAN = Plan(
+    steps=12, learning_rate=0.05, evaluations=4, checkpoint_seconds=0.0, precision="float32"
+)
+
+
+class KilledError(Exception):
+    """Stands for kill -9: nothing in the loop may catch it."""
+
+
+@dataclass
+class Task:
+    """A tiny network with BatchNorm and dropout that learns the sign of a noisy sum."""
+
+    die_at: int = -1
+    nan_at: int = -1
+    network: nn.Module = field(init=False)
+    noise: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.network = nn.Sequential(
+                nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3)
+            ).append(nn.Linear(16, 2))
+        self.noise = torch.Generator().manual_seed(1)
+
+    def batch_loss(self, network: nn.Module, step: int) -> Tensor:
+        if step == self.die_at:
+            raise KilledError
+        images = torch.randn(8, 1, 4, 4, generator=self.noise)
+        loss = F.cross_entropy(network(images), (images.sum(dim=(1, 2, 3)) > 0).long())
+        return loss * float("nan") if step == self.nan_at else loss
+
+    def judge(self, network: nn.Module) -> Judgement:
+        images = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            right = network(images).argmax(dim=1) == (images.sum(dim=(1, 2, 3)) > 0)
+        return Judgement((right.float().mean().item(),), {"accuracy": right.float().mean().item()})
+
+
+def run(
+    task: Task,
+    folder: Path | None = None,
+    plan: Plan = PLAN,
+    *,
+    fingerprint: str = "same",
+    progress: Progress | None = None,
+) -> Trained:
+    return train(
+        task.network,
+        task.batch_loss,
+        task.judge,
+        plan,
+        generators={"noise": task.noise},
+        folder=folder,
+        fingerprint=fingerprint,
+        seed=5,
+        device=torch.device("cpu"),
+        progress=progress,
+    )
+
+
+def without_seconds(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in history]
+
+
+def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
+    for name, tensor in a.state_dict().items():
+        torch.testing.assert_close(b.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 11])
+def test_result_is_the_same_when_run_is_killed_and_resumed(
+    tmp_path: Path, step: int, optimizer: str
+) -> None:
+    plan = replace(PLAN, optimizer=optimizer)  # type: ignore[arg-type]
+    whole, killed, resumed = Task(), Task(die_at=step), Task()
+    expected = run(whole, tmp_path / "whole", plan)
+    with pytest.raises(KilledError):
+        run(killed, tmp_path / "cut", plan)
+    outcome = run(resumed, tmp_path / "cut", plan)
+    assert outcome.resumed_at == step
+    assert without_seconds(outcome.history) == without_seconds(expected.history)
+    assert_same_weights(whole.network, resumed.network)
+
+
+def test_finished_training_is_not_repeated_when_it_is_run_again(tmp_path: Path) -> None:
+    first, second = Task(), Task(die_at=0)
+    expected = run(first, tmp_path)
+    again = run(second, tmp_path)
+    assert (again.resumed_at, again.best_step) == (12, expected.best_step)
+    assert_same_weights(first.network, second.network)
+
+
+def test_training_begins_anew_when_checkpoint_is_of_another_training(tmp_path: Path) -> None:
+    run(Task(), tmp_path)
+    assert run(Task(), tmp_path, fingerprint="other").resumed_at == 0
+
+
+def test_network_ends_with_the_best_weights_in_eval_mode() -> None:
+    task = Task()
+    trained = run(task, plan=replace(PLAN, steps=40))
+    assert not task.network.training
+    assert task.judge(task.network).score == trained.best.score
+    assert trained.best.score[0] == max(entry["accuracy"] for entry in trained.history)
+
+
+def test_loss_falls_when_training_goes_on() -> None:
+    history = run(Task(), plan=replace(PLAN, steps=120)).history
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+
+
+def test_global_generator_is_untouched() -> None:
+    before = torch.get_rng_state()
+    run(Task())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("step", [0, 5])
+def test_error_names_the_step_when_loss_is_nan(tmp_path: Path, step: int) -> None:
+    with pytest.raises(MethodError, match=rf"step {step + 1} .*learning rate"):
+        run(Task(nan_at=step), tmp_path)
+
+
+def test_last_good_checkpoint_stays_when_loss_is_nan(tmp_path: Path) -> None:
+    with pytest.raises(MethodError):
+        run(Task(nan_at=5), tmp_path)
+    assert (tmp_path / CHECKPOINT_FILE).exists()
+    assert run(Task(), tmp_path).resumed_at == 5
+
+
+def test_training_ends_near_its_limit_when_time_is_limited() -> None:
+    trained = run(Task(), plan=replace(PLAN, steps=10**7, evaluations=10**6, max_seconds=0.3))
+    assert 0.3 <= trained.seconds < 3.0
+    assert trained.history[-2]["lr"] < 0.5 * max(entry["lr"] for entry in trained.history)
+
+
+def test_progress_ends_with_the_total() -> None:
+    seen: list[tuple[int, int]] = []
+
+    def note(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        seen.append((done, total))
+
+    run(Task(), progress=note)
+    assert seen[-1] == (12, 12)
+
+
+def test_nothing_is_written_when_no_folder_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(Task())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_lists_every_problem_when_values_are_out_of_range() -> None:
+    with pytest.raises(UsageError, match=r"(?s)steps is 0.*learning_rate is -1.*linear.*ema_share"):
+        Plan(steps=0, learning_rate=-1, schedule="linear", ema_share=1.0)
