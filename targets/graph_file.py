@@ -74,6 +74,18 @@ def load_model(graph: Graph) -> onnx.ModelProto:
     return _parse(data, graph.path)
 
 
+def parse_model(path: Path) -> onnx.ModelProto:
+    """Return a self-contained ONNX model that need not keep the whole export contract.
+
+    Raises:
+        MissingFileError: there is no such file.
+        GraphError: the file is not ONNX, or refers to other files.
+    """
+    model = _parse(_read_bytes(path), path)
+    _refuse_foreign_parts(model, path)
+    return model
+
+
 def save_model(model: onnx.ModelProto, path: Path) -> None:
     """Write one file without external data; equal models give equal bytes.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +146,20 @@ def folder(tmp_path: Path) -> Path:
     out = tmp_path / "artifact"
     out.mkdir()
     return out
+
+
+@pytest.fixture(scope="session")
+def calibration(pixels: Callable[[int], Any]) -> Callable[..., Any]:
+    """Return a function from a target and a profile's name to a calibration of 24 images."""
+
+    def make(target: str, profile: str = "x86-vnni", **changes: Any) -> Any:
+        from hydistill_edge.calibration.scheme import choose_scheme
+        from hydistill_edge.targets.base import Calibration
+        from hydistill_edge.targets.profiles import load_profile
+
+        images = pixels(24)
+        scheme = replace(choose_scheme(target, load_profile(profile)), **changes)
+        ids = tuple(f"image-{index}" for index in range(len(images)))
+        return Calibration(images=images, ids=ids, digest="0" * 64, scheme=scheme)
+
+    return make
