@@ -135,9 +135,11 @@ class Manifest:
     Attributes:
         entry: path of the file that the runtime opens.
         batch: the graph's fixed batch; None where it is dynamic.
+        threads: threads that the device profile runs it with.
         scheme: name of the quantization scheme; None for a float artifact.
         reject_note: why there is no reject rule, where there is none.
         tools: name and version of what made the artifact.
+        license: of the student, as its maker states it; empty where not stated.
         files: every file but the manifest, sorted by path; `pack` fills it in.
     """
 
@@ -149,6 +151,7 @@ class Manifest:
     entry: str
     input: InputFormat
     batch: int | None
+    threads: int
     classes: tuple[str, ...]
     golden: Golden
     digests: Digests
@@ -156,6 +159,7 @@ class Manifest:
     scheme: str | None = None
     reject: Reject | None = None
     reject_note: str = ""
+    license: str = ""
     note: str = ""
     files: tuple[BundledFile, ...] = ()
     schema_version: int = SCHEMA_VERSION
@@ -255,6 +259,8 @@ def _value_problems(manifest: Manifest) -> Iterator[str]:
     yield from _one_of("precision", manifest.precision, PRECISIONS)
     if manifest.batch is not None and not 1 <= manifest.batch <= 1024:
         yield f"batch: {manifest.batch}; expected 1 to 1024, or null for a dynamic batch"
+    if not 1 <= manifest.threads <= 1024:
+        yield f"threads: {manifest.threads}; expected 1 to 1024"
     yield from _input_problems(manifest.input)
     yield from _class_problems(manifest.classes)
     yield from _digest_problems(manifest.digests)

@@ -212,14 +212,21 @@ class Bundle:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
 
-    def check_folder(self, folder: Path) -> None:
+    def check_folder(self, folder: Path, *, beside: tuple[str, ...] = ()) -> None:
         """Check that a folder is exactly this bundle, unpacked.
 
+        Args:
+            folder: of an earlier `unpack`.
+            beside: suffixes of files that may stand there too, and are not looked at.
+
         Raises:
+            MissingFileError: there is no such folder.
             BundleError: a file is missing, altered, a link, or not one of the bundle's.
         """
+        if folder.is_symlink():
+            raise BundleError(f"{folder}: a link; expected the folder of an unpacked bundle")
         wanted = {MANIFEST_NAME, *(listed.path for listed in self.manifest.files)}
-        found = set(_files_in(folder))
+        found = {path for path in _files_in(folder) if path in wanted or not path.endswith(beside)}
         if found != wanted:
             raise BundleError(
                 f"{folder}: not the unpacked bundle: {', '.join(sorted(found ^ wanted))} "

@@ -38,6 +38,7 @@ def make_manifest(**changes: Any) -> Manifest:
         "entry": "model/model.onnx",
         "input": InputFormat(8, 8, 1, "pillow-bilinear-antialias"),
         "batch": 1,
+        "threads": 1,
         "classes": ("good", "bad"),
         "golden": Golden(
             (GoldenImage("golden/0000.png", "synthetic-7", "synthetic"),), "golden/student.f32"
