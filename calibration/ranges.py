@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +22,14 @@ from hydistill_edge.errors import InputError
 from hydistill_edge.targets.base import ActivationReader, Images
 
 Floats = NDArray[np.floating[Any]]
-Method = Literal["minmax", "percentile", "entropy", "mse"]
+METHODS = ("minmax", "percentile", "entropy", "mse")
 
 BINS = 4096  # both signs together: 16 bins per int8 step, so that rounding inside a bin is small
 LEVELS = 256  # of an 8 bit integer
 PERCENTILE = 99.999  # keeps all but 1 value in 100,000
-EMPTY = (
-    1e-4  # count of a bin that quantizing leaves empty: keeps the divergence finite, as ORT does
-)
+# The count of a bin that quantizing leaves empty. It keeps the divergence finite, as smoothing does
+# in ONNX Runtime's calibrator; otherwise one outlier would forbid every smaller range.
+EMPTY = 1e-4
 GRID = 16  # candidates per side in the coarse and in the fine search for the least squared error
 
 
@@ -89,7 +89,7 @@ def estimate_ranges(
     tensors: Sequence[str],
     images: Images,
     *,
-    method: Method = "minmax",
+    method: str = "minmax",
     symmetric: bool = True,
     percentile: float = PERCENTILE,
 ) -> dict[str, Range]:
@@ -209,7 +209,7 @@ def _searches(percentile: float) -> Mapping[str, Callable[[Histogram, bool], Ran
 
 
 def _check_method(method: str, percentile: float) -> None:
-    known = get_args(Method)
+    known = METHODS
     if method not in known:
         close = difflib.get_close_matches(method, known, n=1)
         hint = f' (did you mean "{close[0]}"?)' if close else ""
@@ -307,4 +307,5 @@ def rounded(values: Floats, low: float, high: float, symmetric: bool) -> Floats:
     scale = (high - low) / (LEVELS - 1)
     zero_point = np.rint(-low / scale)
     quantized: Floats = np.clip(np.rint(values / scale) + zero_point, 0, LEVELS - 1)
-    return (quantized - zero_point) * scale
+    restored: Floats = (quantized - zero_point) * scale
+    return restored

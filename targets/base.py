@@ -32,10 +32,16 @@ Images = NDArray[np.uint8]
 Logits = NDArray[np.float32]
 """Scores before softmax, shape (N, classes)."""
 
-ActivationReader = Callable[[Path, Sequence[str], Images], Iterator[Mapping[str, NDArray[np.float32]]]]
+ActivationReader = Callable[
+    [Path, Sequence[str], Images], Iterator[Mapping[str, NDArray[np.float32]]]
+]
 """`read(model, tensor_names, images)` runs a float ONNX file over the images, batch by batch, and
 yields the named tensors of each batch. The host hands one in, so that range estimation knows no
 runtime."""
+
+RangeEstimator = Callable[[Path, Sequence[str]], Mapping[str, tuple[float, float]]]
+"""`estimate(model, tensor_names)` returns (low, high) of tensors of a float ONNX file. The host
+binds reader, images and method: a builder, which alone knows the tensors, asks for their ranges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,7 @@ class Calibration:
         ids: one source id per image.
         digest: sha256 over the pixels in order.
         scheme: how to quantize.
-        activations: runs a float ONNX file and yields named tensors; only quantizers that take
+        estimate: returns the ranges of named tensors over these images; only quantizers that take
             ranges from us (TensorRT's) call it.
     """
 
@@ -107,7 +113,7 @@ class Calibration:
     ids: tuple[str, ...]
     digest: str
     scheme: Scheme
-    activations: ActivationReader | None = None
+    estimate: RangeEstimator | None = None
 
 
 @dataclass(frozen=True, slots=True)

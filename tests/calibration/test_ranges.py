@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from hydistill_edge.calibration.ranges import (
     BINS,
+    METHODS,
     Histogram,
-    Method,
     Range,
     entropy_range,
     estimate_ranges,
@@ -27,7 +27,6 @@ from hydistill_edge.errors import InputError
 from hydistill_edge.targets.base import ActivationReader, Images
 
 MODEL = Path("model.onnx")
-METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse")
 Values = NDArray[np.float32]
 
 
@@ -42,7 +41,7 @@ def reading(*batches: Values) -> ActivationReader:
     return read
 
 
-def range_of(*batches: Values, method: Method = "minmax", symmetric: bool = True) -> Range:
+def range_of(*batches: Values, method: str = "minmax", symmetric: bool = True) -> Range:
     images = np.zeros((1, 1, 1, 1), dtype=np.uint8)
     reader = reading(*batches)
     return estimate_ranges(reader, MODEL, ["x"], images, method=method, symmetric=symmetric)["x"]
@@ -189,7 +188,7 @@ def test_percentile_ranges_nest(percentiles: list[float], symmetric: bool) -> No
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
-def test_order_and_size_of_batches_do_not_matter(method: Method, symmetric: bool) -> None:
+def test_order_and_size_of_batches_do_not_matter(method: str, symmetric: bool) -> None:
     values = normal(4_000)
     shuffled = np.random.default_rng(1).permutation(values)
 
@@ -200,7 +199,7 @@ def test_order_and_size_of_batches_do_not_matter(method: Method, symmetric: bool
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_relu_tensor_starts_at_zero_when_asymmetric(method: Method) -> None:
+def test_relu_tensor_starts_at_zero_when_asymmetric(method: str) -> None:
     found = range_of(np.maximum(normal(), 0), method=method, symmetric=False)
 
     assert found.low == 0
@@ -209,7 +208,7 @@ def test_relu_tensor_starts_at_zero_when_asymmetric(method: Method) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("value", [0.0, 5.0, -5.0], ids=["zero", "positive", "negative"])
-def test_constant_tensor_keeps_its_value(method: Method, value: float) -> None:
+def test_constant_tensor_keeps_its_value(method: str, value: float) -> None:
     values = np.full(1_000, value, dtype=np.float32)
 
     found = range_of(values, method=method, symmetric=False)
@@ -219,7 +218,7 @@ def test_constant_tensor_keeps_its_value(method: Method, value: float) -> None:
 
 
 @pytest.mark.parametrize("method", ["percentile", "entropy", "mse"])
-def test_one_outlier_does_not_stretch_the_range(method: Method) -> None:
+def test_one_outlier_does_not_stretch_the_range(method: str) -> None:
     values = np.append(normal(400_000), np.float32(60))
 
     assert range_of(values).high == 60
@@ -261,4 +260,4 @@ def test_estimate_names_the_tensor_that_was_not_read() -> None:
 
 def test_estimate_names_the_closest_method_when_unknown() -> None:
     with pytest.raises(InputError, match='did you mean "entropy"'):
-        range_of(HAND, method="entrophy")  # type: ignore[arg-type]
+        range_of(HAND, method="entrophy")
