@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from hydistill_edge.bundle.golden import GoldenSet
 from hydistill_edge.bundle.manifest import Manifest
-from hydistill_edge.targets.comparison import compare
 from hydistill_edge.targets.gates import Gate, exactly
 from hydistill_edge.targets.parity import (
     R2_LIMITS,
     R3_LIMITS,
     R4_SYNTHETIC_LIMITS,
     Limits,
+    compare,
+    r3_shipped_precision,
 )
-from hydistill_edge.targets.rungs import gates_of
 
 # A share of a handful of images bounds nothing, so decisions are counted by a gate of their own.
 LIMITS: dict[str, Limits] = {
@@ -46,7 +46,9 @@ def judge_golden(golden: GoldenSet, found: NDArray[np.float32], manifest: Manife
         found: logits of its images, in order, shape (N, classes).
         manifest: of the bundle.
     """
-    against_student = compare(golden.student_logits, found, golden.ids, classes=manifest.classes)
+    against_student = r3_shipped_precision(
+        golden.student_logits, found, golden.ids, limits=LIMITS[manifest.precision]
+    )
     own = golden.artifact_logits
     reference = golden.student_logits if own is None else own
     against_own = compare(reference, found, golden.ids, classes=manifest.classes)
@@ -59,4 +61,4 @@ def judge_golden(golden: GoldenSet, found: NDArray[np.float32], manifest: Manife
         why=f"{against_own.agree} of {against_own.n} are {whose}",
         worst=against_own.worst_flip_id,
     )
-    return [*gates_of(against_student, LIMITS[manifest.precision]), decisions]
+    return [*against_student.gates, decisions]

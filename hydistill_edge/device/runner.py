@@ -176,7 +176,7 @@ class Model:
             ShapeError: pixels of another size.
             UsageError: the model is closed.
         """
-        from hydistill_edge.targets.batching import run_in_batches
+        from hydistill_edge.targets.parity import run_in_batches
 
         if self._runner is None:
             raise UsageError(f"{self.path}: the model is closed; load it again")
