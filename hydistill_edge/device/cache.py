@@ -11,14 +11,16 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hydistill_edge.bundle.pack import Bundle
 from hydistill_edge.errors import BundleError, MissingFileError, UsageError
 
 CACHE_VARIABLE = "HYDISTILL_CACHE"
+LEFTOVER_AGE_S = 3600.0  # unpacking takes seconds; nobody works on a folder that old
 
 # What a runtime built for this machine and keeps beside the model. TensorRT's plans carry a seal
 # that only this machine can make (targets/tensorrt/plan_store.py); others read no such files.
@@ -96,11 +98,21 @@ def _cached(bundle: Bundle, root: Path) -> Path:
         pass
     except BundleError:
         _discard(folder, root)
+    _sweep(root)
     try:
         bundle.unpack(folder)
     except UsageError:
         bundle.check_folder(folder, beside=MADE_HERE)  # another process was quicker
     return folder
+
+
+def _sweep(root: Path) -> None:
+    """Remove what a power cut left behind, so that repeated ones cannot fill the disk."""
+    for pattern in (".unpack-*", ".damaged-*"):
+        for leftover in root.glob(pattern):
+            with suppress(FileNotFoundError):  # another process sweeps too
+                if time.time() - leftover.lstat().st_mtime > LEFTOVER_AGE_S:
+                    shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _discard(folder: Path, root: Path) -> None:

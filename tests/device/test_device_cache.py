@@ -85,6 +85,20 @@ def test_other_process_wins_when_both_unpack_at_once(
         assert (folder / "manifest.json").exists()
 
 
+def test_leftovers_of_a_power_cut_are_removed_when_they_are_old(
+    bundle: Path, runners: list[Any], cache: Path
+) -> None:
+    for name in (".unpack-old", ".unpack-new"):
+        (cache / name / "model").mkdir(parents=True)
+    os.utime(cache / ".unpack-old", (0, 0))
+
+    with load(bundle):
+        pass
+
+    assert not (cache / ".unpack-old").exists()
+    assert (cache / ".unpack-new").exists()
+
+
 def test_cache_is_closed_to_others_when_it_was_open(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir(mode=0o777)
 
