@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -142,3 +144,20 @@ def test_import_needs_neither_torch_nor_runtime_when_on_a_device() -> None:
     code = "import sys, hydistill_edge.images.resize; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+@given(seed=st.integers(0, 2**32), kind=st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP"]))
+@settings(max_examples=60, deadline=None)
+def test_decode_gives_pixels_or_one_clear_error_when_bytes_are_altered(
+    seed: int, kind: str
+) -> None:
+    random = np.random.default_rng(seed)
+    content = bytearray(encoded(Image.fromarray(random_image()), kind))
+    for place in random.integers(0, len(content), 3):
+        content[place] = random.integers(256)
+    try:
+        pixels = decode(bytes(content), max_pixels=10_000)
+    except ImageSourceError:
+        return
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[2] in (1, 3)
