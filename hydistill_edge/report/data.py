@@ -95,6 +95,7 @@ class Latency:
     scopes: tuple[Scope, ...]
     warmup: Mapping[str, str]
     conditions: Mapping[str, str]
+    surroundings: Mapping[str, str]  # memory, and what disturbed the measurement
     gates: tuple[Gate, ...]
     note: str
 
@@ -113,7 +114,11 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One artifact: its line of summary.json, joined with its evidence."""
+    """One artifact: its line of summary.json, joined with its evidence.
+
+    Attributes:
+        gates: those of the summary that stand neither in parity.json nor in latency.json.
+    """
 
     key: str  # target-device-precision, the name of its folder
     target: str
@@ -126,6 +131,7 @@ class Artifact:
     student_agreement: float | None
     teacher_agreement: float | None
     passed: bool | None
+    gates: tuple[Gate, ...]
     parity: Parity | None
     latency: Latency | None
     calibration: Calibration | None
@@ -147,6 +153,7 @@ class Model:
     accuracy: float | None
     teacher_agreement: float | None
     digest: str
+    gates: tuple[Gate, ...]
     notes: tuple[str, ...]
 
 

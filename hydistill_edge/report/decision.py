@@ -48,11 +48,12 @@ def decide(run: Run) -> Decision:
 
 
 def failed_gates(artifact: Artifact) -> tuple[tuple[str, Gate], ...]:
-    """Return every gate that said no, with the rung (or "latency") where it stands."""
+    """Return every gate that said no, with where it stands: a rung, "latency" or "accuracy"."""
     parity = artifact.parity.rungs if artifact.parity else ()
     latency = artifact.latency.gates if artifact.latency else ()
     found = [(rung.rung, gate) for rung in parity for gate in rung.gates]
     found += [("latency", gate) for gate in latency]
+    found += [("accuracy", gate) for gate in artifact.gates]
     return tuple((where, gate) for where, gate in found if gate.passed is False)
 
 
@@ -117,7 +118,8 @@ def _on_student(run: Run) -> str:
         told = f"decides like the teacher in {percent(student.teacher_agreement)} of cases"
     else:
         told = "was not evaluated: this run has neither accuracies nor agreements"
-    return f"{name} {told}."
+    bad = [_told(gate) for gate in student.gates if gate.passed is False]
+    return f"{name} {told}" + (f"; it failed {listing(bad)}." if bad else ".")
 
 
 def _on_gates(run: Run) -> str:
@@ -141,13 +143,15 @@ def _failure(artifact: Artifact) -> str:
     if not gates:
         return f"{artifact.title} failed"
     where, gate = gates[0]
+    more = f", and {plural(len(gates) - 1, 'more gate')}" if len(gates) > 1 else ""
+    return f"{artifact.title} failed at {where} ({_told(gate)}{more})"
+
+
+def _told(gate: Gate) -> str:
+    """Return a gate as a report tells it: its number, its limit, and the worst sample."""
     asked = limit(gate.limit, gate.unit, gate.direction)
     told = f"{gate.name}: {in_unit(gate.value, gate.unit)}, asked {asked}"
-    if gate.worst:
-        told += f", worst sample {gate.worst}"
-    if len(gates) > 1:
-        told += f", and {plural(len(gates) - 1, 'more gate')}"
-    return f"{artifact.title} failed at {where} ({told})"
+    return told + (f", worst sample {gate.worst}" if gate.worst else "")
 
 
 def _openness(artifact: Artifact) -> str:

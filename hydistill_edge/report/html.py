@@ -129,10 +129,10 @@ def _artifact_notes(artifact: Artifact) -> list[str]:
         found += [f"latency: {latency.note}"] * bool(latency.note)
         if latency.scopes and latency.advisory:
             found.append(f"latency is advisory: {latency.advisory_why or 'no reason was given'}")
-        found += [f"{gate.name}: {gate.why}" for gate in latency.gates if gate.passed is None]
     else:
         found.append("latency: not measured")
-    return found
+    others = (*(latency.gates if latency else ()), *artifact.gates)
+    return found + [f"{gate.name}: {gate.why}" for gate in others if gate.passed is None]
 
 
 def _unjudged(rungs: tuple[Rung, ...]) -> list[tuple[Rung, str]]:

@@ -105,7 +105,7 @@ def read_run(path: Path) -> Run:
         scores=tuple(_score(entry) for entry in objects(evaluation, "models")),
         history=tuple(_plain_numbers(entry) for entry in objects({"steps": history}, "steps")),
         wall_s=_plain_numbers(mapping(summary, "wall_s")),
-        environment=flat(environment),
+        environment=flat({k: v for k, v in environment.items() if k != "schema_version"}),
         recipe=_recipe(path / "recipe.yaml"),
         pictures=pictures,
         notes=notes(summary),
@@ -145,6 +145,7 @@ def _artifact(folder: _Folder, key: str, line: Json) -> Artifact:
         student_agreement=number(line, "student_agreement"),
         teacher_agreement=number(line, "teacher_agreement"),
         passed=flag(line, "passed"),
+        gates=tuple(gate for gate in _gates(line) if gate not in _gates(latency)),
         parity=_parity(parity) if parity else None,
         latency=_latency(latency) if latency else None,
         calibration=_calibration(calibration) if calibration else None,
@@ -217,6 +218,7 @@ def _latency(source: Json) -> Latency:
         ),
         warmup=flat(mapping(source, "warmup")),
         conditions=flat(mapping(source, "conditions")),
+        surroundings=flat({key: source.get(key) or {} for key in ("memory", "disturbance")}),
         gates=_gates(source),
         note=text(source, "note"),
     )
@@ -257,6 +259,7 @@ def _model(line: Json, details: Json) -> Model:
         accuracy=number(line, "accuracy"),
         teacher_agreement=number(line, "teacher_agreement"),
         digest=text(line, "digest") or text(details, "digest"),
+        gates=_gates(line),
         notes=notes(line),
     )
 

@@ -117,3 +117,20 @@ def test_verdict_is_failed_when_an_artifact_failed_and_the_summary_is_silent(run
     silent = dataclasses.replace(with_artifact(run, 0, passed=False), passed=None)
 
     assert decide(silent).passed is False
+
+
+def test_sentences_tell_of_gates_that_only_the_summary_has(run: Run) -> None:
+    gate = dataclasses.replace(run.student.gates[0], passed=False, value=0.9)
+    drop = dataclasses.replace(run.artifacts[0].gates[0], passed=False, value=1.25)
+    student = dataclasses.replace(run.student, gates=(gate,))
+
+    failed = dataclasses.replace(
+        with_artifact(run, 0, passed=False, gates=(drop,)), student=student
+    )
+
+    assert told(failed, 0).endswith(
+        "; it failed agreement on the hold-out: 90.0 %, asked ≥ 95.0 %."
+    )
+    assert "failed at accuracy (accuracy below the student: 1.25 points, asked ≤ 0.5" in told(
+        failed, 1
+    )

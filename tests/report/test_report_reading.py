@@ -80,6 +80,13 @@ def test_histogram_is_dropped_when_edges_and_counts_do_not_fit(make_run: RunMake
     assert (scope.edges_ms, scope.counts, scope.n) == ((), (), None)
 
 
+def test_gates_of_the_summary_are_kept_where_latency_does_not_have_them(shared_run: Path) -> None:
+    artifact = read_run(shared_run).artifacts[0]
+
+    assert [gate.name for gate in artifact.latency.gates] == ["p90, bounded"]
+    assert [gate.name for gate in artifact.gates] == ["accuracy below the student"]
+
+
 def test_notes_beside_null_values_are_kept(make_run: RunMaker) -> None:
     folder = make_run()
     change(folder / "summary.json", teacher={"accuracy": None, "accuracy_note": "no labels"})
