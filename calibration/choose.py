@@ -1,30 +1,53 @@
-"""Which images calibrate, which prove parity, and which travel as golden images.
+"""Which images calibrate: drawn, or the fewest that show what all of them show.
 
-The three sets share no image, by content hash. Each is balanced over the teacher's classes, and a
-choice depends on the images' contents and the seed alone: neither on their order nor on their
+`choose` draws; `choose_covering` looks into the student. Both are balanced over the teacher's
+classes and depend on the images' contents and the seed alone: neither on their order nor on their
 names. Fewer images than asked for is an answer, written into `reason`, as long as there are any.
+`partition`, which keeps apart what calibrates, proves parity and travels, is offered here too.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from hydistill_edge.calibration.coverage import Activations, join, summarize
+from hydistill_edge.calibration.partition import DEFAULT_COUNT, Partition, partition
+from hydistill_edge.calibration.rows import (
+    Hashes,
+    Rows,
+    balanced,
+    check_columns,
+    content_order,
+    distinct,
+    keys,
+)
+from hydistill_edge.calibration.set_cover import Cover, Outlier, cover, find_outliers
 from hydistill_edge.errors import ShapeError, TransferSetError
-from hydistill_edge.targets.base import Images
+from hydistill_edge.targets.base import ActivationReader, Images
 
-DEFAULT_COUNT = 256
+__all__ = [
+    "DEFAULT_COUNT",
+    "Choice",
+    "Covering",
+    "Partition",
+    "choose",
+    "choose_covering",
+    "describe",
+    "partition",
+    "pixel_digest",
+]
 
-Rows = NDArray[np.int64]
-"""Places of images in the transfer set, rising, shape (n,)."""
+MOST_CANDIDATES = 2048
+"""Images that the student is run over to choose among them; a few milliseconds each."""
 
-Hashes = NDArray[np.uint8]
-"""Content hashes, shape (N, bytes) uint8."""
+_BLOCK = 512  # images in memory at once while candidates are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +60,7 @@ class Choice:
         digest: sha256 (hex) over their pixels, in order.
         per_class: class name to number of images with that pseudo-label, for every class.
         reason: how they were chosen, in one sentence.
+        coverage: what the images were taken for; None where they were drawn.
     """
 
     rows: Rows
@@ -44,33 +68,53 @@ class Choice:
     digest: str
     per_class: dict[str, int]
     reason: str
+    coverage: Covering | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON values of calibration.json that are about the images."""
-        return {
+        facts = {
             "count": len(self.ids),
             "digest": self.digest,
             "ids": list(self.ids),
             "per_class": dict(self.per_class),
             "reason": self.reason,
         }
+        return facts if self.coverage is None else {**facts, "coverage": self.coverage.to_dict()}
 
 
 @dataclass(frozen=True, slots=True)
-class Partition:
-    """Three sets of rows that share no image.
+class Covering:
+    """How images came to be taken for what the student's layers see.
 
     Attributes:
-        calibration: images that int8 ranges are taken from.
-        parity: images that agreement is measured on; as many real as others, where there are.
-        golden: images that travel in the bundle; synthetic, or free to ship.
-        reason: how they were chosen, and what fell short.
+        candidates: images that were looked at.
+        picks: id and reason of every image taken, in the order of taking.
+        outliers: id and reason of every image left out as an outlier.
+        layers: per tensor: `bins` and how many are `covered`, the range that the chosen images
+            reach (`low`, `high`), and that of all candidates but the outliers.
+        complete: whether every bin is covered.
     """
 
-    calibration: Rows
-    parity: Rows
-    golden: Rows
-    reason: str
+    candidates: int
+    picks: tuple[tuple[str, str], ...]
+    outliers: tuple[tuple[str, str], ...]
+    layers: tuple[dict[str, Any], ...]
+    complete: bool
+
+    @property
+    def bins(self) -> tuple[int, int]:
+        """Bins covered, and all of them."""
+        return sum(row["covered"] for row in self.layers), sum(row["bins"] for row in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON values of calibration.json that are about coverage."""
+        return {
+            "candidates": self.candidates,
+            "complete": self.complete,
+            "picks": [{"id": name, "why": why} for name, why in self.picks],
+            "outliers": [{"id": name, "why": why} for name, why in self.outliers],
+            "layers": [dict(row) for row in self.layers],
+        }
 
 
 def choose(
@@ -84,6 +128,7 @@ def choose(
     seed: int = 0,
     confidences: ArrayLike | None = None,
     exclude: Hashes | None = None,
+    among: Rows | None = None,
 ) -> Choice:
     """Choose a class-balanced set of images.
 
@@ -98,23 +143,17 @@ def choose(
         confidences: shape (N,); where given, a class's images are spread over its ranking by
             confidence, so that hard and easy ones both set ranges; else they are drawn by hash.
         exclude: content hashes, shape (M, bytes), of images that must not be chosen.
+        among: rows to choose among; None means all.
 
     Raises:
         TransferSetError: there is not one image to choose.
         ShapeError: columns of different lengths.
     """
     labels = np.asarray(pseudo_labels, np.int64)
-    _check_columns(hashes, pseudo_labels=labels, ids=ids)
-    pool = _distinct(hashes)
-    if exclude is not None:
-        pool = pool[~np.isin(_keys(hashes)[pool], _keys(exclude))]
-    if not len(pool) or count < 1:
-        raise TransferSetError(
-            f"no image to calibrate with: {len(hashes)} in the transfer set, {len(pool)} of them "
-            f"free, {count} asked for; make synthetic images or ask for at least one"
-        )
+    check_columns(hashes, pseudo_labels=labels, ids=ids)
+    pool = _free(hashes, exclude, among, count)
     score = None if confidences is None else np.asarray(confidences, np.float64)
-    rows = _balanced(pool, labels, _order(hashes, seed), count, score)
+    rows = balanced(pool, labels, content_order(hashes, seed), count, score)
     how = "drawn by content hash" if score is None else "spread over the teacher's confidence"
     reason = f"{len(rows)} of {len(pool)} images, balanced over the classes, {how}"
     if len(rows) < count:
@@ -122,6 +161,153 @@ def choose(
     return describe(
         rows, images=images(rows), pseudo_labels=labels, ids=ids, classes=classes, reason=reason
     )
+
+
+def choose_covering(
+    *,
+    images: Callable[[Rows], Images],
+    hashes: Hashes,
+    pseudo_labels: ArrayLike,
+    ids: Sequence[str],
+    classes: Sequence[str],
+    count: int = DEFAULT_COUNT,
+    seed: int = 0,
+    confidences: ArrayLike | None = None,
+    exclude: Hashes | None = None,
+    among: Rows | None = None,
+    reader: ActivationReader | None = None,
+    model: Path | None = None,
+    tensors: Sequence[str] = (),
+    times: int = 1,
+    candidates: int = MOST_CANDIDATES,
+) -> Choice:
+    """Choose the fewest images, balanced over the classes, that cover the student's activations.
+
+    The student's float graph runs over the candidates. Bins of every channel's extremes and of
+    every tensor's values, narrow towards the tails, are to be reached by the chosen images, and
+    images far outside of what is usual are left out, so that none sets a range by itself.
+    Without a reader, a model or a tensor it is `choose`, and `reason` says so.
+
+    Args:
+        images: as for `choose`, like all arguments up to `among`.
+        hashes: see `choose`.
+        pseudo_labels: see `choose`.
+        ids: see `choose`.
+        classes: see `choose`.
+        count: most images; a smaller set is returned once it covers every bin.
+        seed: breaks ties, and draws the candidates where there are too many.
+        confidences: used only where nothing can be read.
+        exclude: see `choose`.
+        among: see `choose`.
+        reader: runs the model and yields its tensors.
+        model: the student's graph in float.
+        tensors: names of what its layers read: the inputs of Conv, Gemm and MatMul.
+        times: images that each bin is to have.
+        candidates: most images to look at; where there are more, a balanced draw of them.
+
+    Raises:
+        TransferSetError: there is not one image to choose.
+        ShapeError: columns of different lengths.
+        InputError: a tensor is not read, or not finite.
+    """
+    labels = np.asarray(pseudo_labels, np.int64)
+    check_columns(hashes, pseudo_labels=labels, ids=ids)
+    if reader is None or model is None or not tensors:
+        drawn = choose(
+            images=images,
+            hashes=hashes,
+            pseudo_labels=labels,
+            ids=ids,
+            classes=classes,
+            count=count,
+            seed=seed,
+            confidences=confidences,
+            exclude=exclude,
+            among=among,
+        )
+        return replace(drawn, reason=f"{drawn.reason}; activations were not looked at")
+    pool, order = _free(hashes, exclude, among, count), content_order(hashes, seed)
+    pool = balanced(pool, labels, order, candidates, None)
+    pool = pool[np.argsort(order[pool], kind="stable")]  # ties go by content, not by place
+    activations = join(
+        [
+            summarize(reader, model, tensors, images(pool[start : start + _BLOCK]))
+            for start in range(0, len(pool), _BLOCK)
+        ]
+    )
+    outliers = find_outliers(activations, labels[pool])
+    left_out = [outlier.image for outlier in outliers]
+    found = cover(activations, labels[pool], count=count, without=left_out, times=times)
+    names = [ids[int(row)] for row in pool]
+    coverage = _explained(activations, found, outliers, names)
+    rows = np.sort(pool[found.images])
+    choice = describe(
+        rows,
+        images=images(rows),
+        pseudo_labels=labels,
+        ids=ids,
+        classes=classes,
+        reason=_covering_reason(coverage, len(rows)),
+    )
+    return replace(choice, coverage=coverage)
+
+
+def _free(hashes: Hashes, exclude: Hashes | None, among: Rows | None, count: int) -> Rows:
+    """Return the rows of different images that may be chosen, rising."""
+    pool = distinct(hashes)
+    if among is not None:  # a copy of a row handed in is as good as the row
+        rows = np.unique(among).astype(np.int64)
+        pool = rows[distinct(hashes[rows])]
+    if exclude is not None:
+        pool = pool[~np.isin(keys(hashes)[pool], keys(exclude))]
+    if not len(pool) or count < 1:
+        raise TransferSetError(
+            f"no image to calibrate with: {len(hashes)} in the transfer set, {len(pool)} of them "
+            f"free, {count} asked for; make synthetic images or ask for at least one"
+        )
+    return pool
+
+
+def _explained(
+    activations: Activations, found: Cover, outliers: Sequence[Outlier], names: Sequence[str]
+) -> Covering:
+    usual = np.setdiff1d(np.arange(len(activations)), [outlier.image for outlier in outliers])
+    layers = []
+    for tensor in activations.tensors:
+        covered, bins = found.covered[tensor.name]
+        (low, high), (least, greatest) = (tensor.take(rows).range for rows in (found.images, usual))
+        layers.append(
+            {
+                "tensor": tensor.name,
+                "bins": bins,
+                "covered": covered,
+                "low": low,
+                "high": high,
+                "candidates_low": least,
+                "candidates_high": greatest,
+            }
+        )
+    return Covering(
+        candidates=len(activations),
+        picks=tuple((names[pick.image], pick.why) for pick in found.picks),
+        outliers=tuple((names[outlier.image], outlier.why) for outlier in outliers),
+        layers=tuple(layers),
+        complete=found.complete,
+    )
+
+
+def _covering_reason(coverage: Covering, count: int) -> str:
+    covered, bins = coverage.bins
+    text = (
+        f"the fewest found of {coverage.candidates} images, balanced over the classes, that cover "
+        f"{covered} of {bins} activation bins of {len(coverage.layers)} tensors"
+    )
+    if not coverage.complete:
+        text += f"; more than {count} images would be needed for the rest"
+    if coverage.outliers:
+        shown = "; ".join(f"{name} {why}" for name, why in coverage.outliers[:3])
+        text += f"; left out as outliers: {len(coverage.outliers)} ({shown})"
+    return text
 
 
 def describe(
@@ -165,201 +351,3 @@ def pixel_digest(images: Images) -> str:
         images: shape (N, H, W, C) uint8.
     """
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
-
-
-def partition(
-    *,
-    hashes: Hashes,
-    pseudo_labels: ArrayLike,
-    origins: ArrayLike,
-    may_ship: ArrayLike,
-    calibration: int = DEFAULT_COUNT,
-    parity: int,
-    golden: int,
-    seed: int,
-    confidences: ArrayLike | None = None,
-) -> Partition:
-    """Choose the three sets that share no image.
-
-    Golden images are chosen first, because few may travel: synthetic ones before others that may
-    ship. Parity then takes real images up to half of its number (all that there are, where they
-    are fewer; more where the others do not fill it), because agreement on real images is what
-    counts and agreement on synthetic ones is judged beside it. The rest calibrates.
-    Where there are too few images, all three shrink in proportion, and `reason` says so.
-
-    Args:
-        hashes: content hashes, shape (N, bytes) uint8.
-        pseudo_labels: the teacher's class of every image, shape (N,).
-        origins: "real", "web", "synthetic" or "derived", shape (N,).
-        may_ship: whether an image may leave the run directory, shape (N,).
-        calibration: images wanted.
-        parity: images wanted.
-        golden: images wanted.
-        seed: another seed, another choice.
-        confidences: as for `choose`; also keeps golden images away from near ties.
-
-    Raises:
-        TransferSetError: fewer different images than sets that are asked for.
-        ShapeError: columns of different lengths.
-    """
-    labels, sources = np.asarray(pseudo_labels, np.int64), np.asarray(origins, np.str_)
-    ships = np.asarray(may_ship, np.bool_) | (sources == "synthetic")
-    _check_columns(hashes, pseudo_labels=labels, origins=sources, may_ship=ships)
-    score = None if confidences is None else np.asarray(confidences, np.float64)
-    pool, order = _distinct(hashes), _order(hashes, seed)
-    wanted = {"calibration": calibration, "parity": parity, "golden": golden}
-    sizes = _sizes(wanted, len(pool))
-
-    def draw(rows: Rows, count: int) -> Rows:
-        return _balanced(rows, labels, order, count, None)
-
-    candidates = pool[ships[pool]]
-    synthetic = candidates[sources[candidates] == "synthetic"]
-    chosen_golden = _filled(
-        [
-            _surer(synthetic, labels, score),
-            synthetic,
-            _surer(candidates, labels, score),
-            candidates,
-        ],
-        [sizes["golden"]] * 4,
-        draw,
-    )
-    pool = np.setdiff1d(pool, chosen_golden)
-    is_real = sources[pool] == "real"
-    chosen_parity = _filled(
-        [pool[is_real], pool[~is_real], pool],
-        [(sizes["parity"] + 1) // 2, sizes["parity"], sizes["parity"]],
-        draw,
-    )
-    pool = np.setdiff1d(pool, chosen_parity)
-    chosen_calibration = _balanced(pool, labels, order, sizes["calibration"], score)
-
-    got = {
-        "calibration": len(chosen_calibration),
-        "parity": len(chosen_parity),
-        "golden": len(chosen_golden),
-    }
-    real = int((sources[chosen_parity] == "real").sum())
-    return Partition(
-        calibration=chosen_calibration,
-        parity=chosen_parity,
-        golden=chosen_golden,
-        reason=_reason(wanted, got, real=real, free=len(candidates)),
-    )
-
-
-def _reason(wanted: dict[str, int], got: dict[str, int], *, real: int, free: int) -> str:
-    parts = ", ".join(f"{name} {number}" for name, number in got.items())
-    text = f"disjoint by content and balanced over the classes: {parts} ({real} of parity real)"
-    short = [name for name in wanted if got[name] < wanted[name]]
-    if "golden" in short and free <= got["golden"]:
-        short.remove("golden")
-        text += (
-            f"; {wanted['golden']} golden images were asked for, and {free} may leave the run "
-            "directory"
-        )
-    if short:
-        asked = ", ".join(f"{name} {wanted[name]}" for name in short)
-        text += f"; asked for {asked}, and too few different images are there"
-    return text
-
-
-def _check_columns(hashes: Hashes, **columns: Sequence[Any] | NDArray[Any]) -> None:
-    if hashes.ndim != 2 or hashes.dtype != np.uint8:
-        raise ShapeError(f"hashes are {hashes.dtype} {hashes.shape}; expected uint8 (N, bytes)")
-    for name, column in columns.items():
-        if len(column) != len(hashes):
-            raise ShapeError(f"{len(column)} {name} for {len(hashes)} hashes; expected one each")
-
-
-def _keys(hashes: Hashes) -> NDArray[np.str_]:
-    """One sortable value per hash, shape (N,); hex, because NumPy drops trailing zero bytes."""
-    rows = np.ascontiguousarray(hashes)
-    return np.array([row.tobytes().hex() for row in rows], np.str_)
-
-
-def _distinct(hashes: Hashes) -> Rows:
-    """Return the first row of every different image, rising."""
-    _, first = np.unique(_keys(hashes), return_index=True)
-    return np.sort(first).astype(np.int64)
-
-
-def _order(hashes: Hashes, seed: int) -> NDArray[np.uint64]:
-    """One pseudo-random value per image from its content and the seed, shape (N,)."""
-    salt = (seed % 2**64).to_bytes(8, "little")
-    digests = b"".join(
-        hashlib.blake2b(row.tobytes(), digest_size=8, salt=salt).digest()
-        for row in np.ascontiguousarray(hashes)
-    )
-    return np.frombuffer(digests, np.uint64)
-
-
-def _sizes(wanted: dict[str, int], available: int) -> dict[str, int]:
-    """Shrink the wanted numbers in proportion where they are more than there are images."""
-    sets = [name for name, number in wanted.items() if number > 0]
-    if available < len(sets) or min(wanted.values()) < 0:
-        asked = ", ".join(f"{name} {number}" for name, number in wanted.items())
-        raise TransferSetError(
-            f"{available} different images cannot be divided into {asked}; make more images or "
-            "ask for fewer"
-        )
-    total = sum(wanted.values())
-    if total <= available:
-        return dict(wanted)
-    sizes = {name: wanted[name] * available // total for name in wanted}
-    for name in sets:  # nothing shrinks to nothing; the largest set pays
-        if sizes[name] == 0:
-            sizes[name] = 1
-    while sum(sizes.values()) > available:
-        sizes[max(sizes, key=lambda name: sizes[name])] -= 1
-    return sizes
-
-
-def _filled(
-    pools: Sequence[Rows], limits: Sequence[int], pick: Callable[[Rows, int], Rows]
-) -> Rows:
-    """Fill one set from several pools in turn; after each, the set has at most its limit."""
-    chosen = np.empty(0, np.int64)
-    for pool, limit in zip(pools, limits, strict=True):
-        left = np.setdiff1d(pool, chosen)
-        chosen = np.union1d(chosen, pick(left, limit - len(chosen)))
-    return chosen
-
-
-def _surer(rows: Rows, labels: NDArray[np.int64], confidences: NDArray[np.float64] | None) -> Rows:
-    """Return the surer half of every class: a golden decision must not hang on a rounding."""
-    if confidences is None or not len(rows):
-        return rows
-    halves = []
-    for label in np.unique(labels[rows]):
-        of_class = rows[labels[rows] == label]
-        middle = np.median(confidences[of_class])
-        halves.append(of_class[confidences[of_class] >= middle])
-    return np.sort(np.concatenate(halves))
-
-
-def _balanced(
-    rows: Rows,
-    labels: NDArray[np.int64],
-    order: NDArray[np.uint64],
-    count: int,
-    confidences: NDArray[np.float64] | None,
-) -> Rows:
-    """Return `count` of the rows (all, where there are fewer), classes as equal as can be."""
-    if count <= 0 or not len(rows):
-        return np.empty(0, np.int64)
-    ranked = rows[np.lexsort((order[rows], labels[rows]))]
-    starts = np.searchsorted(labels[ranked], labels[ranked], side="left")
-    rounds = np.arange(len(ranked)) - starts  # one of each class, then a second of each, ...
-    taken = ranked[np.lexsort((order[ranked], rounds))[:count]]
-    if confidences is None:
-        return np.sort(taken)
-    spread = []
-    for label, quota in zip(*np.unique(labels[taken], return_counts=True), strict=True):
-        of_class = rows[labels[rows] == label]
-        by_confidence = of_class[np.lexsort((order[of_class], confidences[of_class]))]
-        # The middle of each of `quota` equal parts of the ranking: never twice the same place.
-        places = (np.arange(quota) * 2 + 1) * len(of_class) // (2 * quota)
-        spread.append(by_confidence[places])
-    return np.sort(np.concatenate(spread))
