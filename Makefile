@@ -16,6 +16,7 @@ help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1	\2/p' Makefile | expand -t 10
 
 setup: $(READY) ## create .venv with the tested versions (the first time: gigabytes, minutes)
+	@echo "$(VENV) is ready; activate it with: . $(BIN)/activate"
 
 demo: $(READY) ## run the whole main job on scikit-learn's digits, into demo-run/
 	$(BIN)/hydistill demo --out $(DEMO_OUT)
@@ -37,4 +38,3 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $(READY)
-	@echo "$(VENV) is ready; activate it with: . $(BIN)/activate"
