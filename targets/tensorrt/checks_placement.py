@@ -131,7 +131,6 @@ def moved_scales(view: GraphView, generation: int) -> Iterator[Broken]:
 
 
 def batch_norm(view: GraphView, generation: int) -> Iterator[Broken]:
-    """Batch normalization is folded."""
-    for node in view.nodes if view.has_int8 else ():
-        if node.op_type == "BatchNormalization":
-            yield label(node), "is not folded, yet the weights before it are quantized"
+    """Batch normalization behind a layer with weights is folded into them."""
+    for node in view.unfolded if view.has_int8 else ():
+        yield label(node), "is not folded, yet the weights before it are quantized"

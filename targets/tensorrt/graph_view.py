@@ -128,6 +128,19 @@ class GraphView:
         node = self.producers.get(tensor)
         return node.op_type if node is not None and tensor not in self.constants else ""
 
+    @property
+    def unfolded(self) -> list[NodeProto]:
+        """Every batch normalization behind a layer with weights, into which it could be folded.
+
+        One in front of a layer (behind a sum, as in pre-activation networks) cannot be folded.
+        """
+        return [
+            node
+            for node in self.nodes
+            if node.op_type == "BatchNormalization"
+            and self.producer_type(str(node.input[0])) in WEIGHTED
+        ]
+
     def weights(self, node: NodeProto) -> str | None:
         """Return the name of a weighted node's constant weights; None if it has none.
 

@@ -130,12 +130,12 @@ def quantize_graph(
     """Return the model with explicit int8; the model handed over is not touched.
 
     Args:
-        model: float graph with batch normalization folded.
+        model: float graph with batch normalization folded where it can be.
         ranges: (low, high) of every tensor in `placement.readers`.
         placement: of this same model.
 
     Raises:
-        GraphError: batch normalization is left, or the opset is too old.
+        GraphError: batch normalization is left that could be folded, or the opset is too old.
     """
     import onnx
 
@@ -174,11 +174,11 @@ def quantize_graph(
 
 
 def _check(view: GraphView) -> None:
-    left = [label(node) for node in view.nodes if node.op_type == "BatchNormalization"]
+    left = [label(node) for node in view.unfolded]
     if left:
         raise GraphError(
-            f"{len(left)} batch normalizations are left in the graph, {left[0]} for one; expected "
-            "them folded into the layers before them. Export the student in eval mode"
+            f"{len(left)} batch normalizations are left behind convolutions, {left[0]} for one; "
+            "expected them folded into the layers before them. Export the student in eval mode"
         )
     if view.opset < OLDEST_OPSET:
         raise GraphError(

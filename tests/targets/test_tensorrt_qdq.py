@@ -180,10 +180,19 @@ def test_model_handed_over_is_not_touched() -> None:
     assert view.model.SerializeToString() == before
 
 
-def test_batch_normalization_must_be_folded() -> None:
-    view = graph(
-        "a = Conv (x, w) y = BatchNormalization (a, o, o, o, o)",
-        constants=WEIGHTS + ", float[2] o = {1,1}",
-    )
+NORM = WEIGHTS + ", float[2] o = {1,1}"
+
+
+def test_batch_normalization_behind_a_convolution_must_be_folded() -> None:
+    view = graph("a = Conv (x, w) y = BatchNormalization (a, o, o, o, o)", constants=NORM)
+
     with pytest.raises(GraphError, match="BatchNormalization -> y"):
         quantized(view, {"x": (-1, 1)})
+
+
+def test_batch_normalization_in_front_of_a_convolution_stays_in_float() -> None:
+    body = "b = BatchNormalization (x, o, o, o, o) r = Relu (b) y = Conv (r, w)"
+    view = graph(body, constants=NORM)
+
+    assert readers(view) == {"r": ["y"]}
+    assert "w/axis0/int8" in quantized(view, {"r": (-1, 1)})

@@ -238,8 +238,11 @@ BROKEN = {
     ),
     "batch-norm": Broken(
         "batch-norm",
-        "BatchNormalization -> y",
-        (("Relu (total)", "BatchNormalization (total, b, b, b, ws)"),),
+        "BatchNormalization -> n",
+        (
+            ("total = Add (c, xd)", "n = BatchNormalization (c, b, b, b, ws)"),
+            ("Relu (total)", "Relu (n)"),
+        ),
     ),
 }
 
