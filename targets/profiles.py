@@ -145,15 +145,16 @@ class DeviceProfile:
     title: str = field(metadata={"min_length": 1})
     arch: Arch
     features: tuple[str, ...]
-    cores: int = field(metadata={"ge": 1})
-    threads: int = field(metadata={"ge": 1})
-    memory_mib: int = field(metadata={"ge": 1})
-    model_memory_mib: int = field(metadata={"ge": 1})
+    cores: int = field(metadata={"ge": 1, "strict": True})
+    threads: int = field(metadata={"ge": 1, "strict": True})
+    memory_mib: int = field(metadata={"ge": 1, "strict": True})
+    model_memory_mib: int = field(metadata={"ge": 1, "strict": True})
     targets: tuple[TargetPrecisions, ...]
     default_precisions: tuple[Precision, ...]
-    max_opset: int = field(metadata={"ge": 13})  # per-channel QDQ starts with opset 13
-    max_ir: int = field(metadata={"ge": 7})  # the IR version of opset 13
-    batch: int = field(default=1, metadata={"ge": 1})
+    # One scale per channel starts with opset 13, which came with IR version 7.
+    max_opset: int = field(metadata={"ge": 13, "strict": True})
+    max_ir: int = field(metadata={"ge": 7, "strict": True})
+    batch: int = field(default=1, metadata={"ge": 1, "strict": True})
     latency: LatencyLimit | None = None
     tensorrt: TensorRTFacts | None = None
     description: str = ""

@@ -70,6 +70,7 @@ BROKEN = {
         {"latency": {"percentile": "p99.9", "limit_ms": 5, "scope": "frame"}}, "'p50', 'p90'"
     ),
     "zero-threads": Broken({"threads": 0}, "threads: .*greater than or equal to 1, got 0"),
+    "threads-that-are-no-number": Broken({"threads": True}, "threads: .*integer, got True"),
     "more-threads-than-cores": Broken({"threads": 64}, "threads is 64, but the device has 4 cores"),
     "unknown-target": Broken(
         {"targets": [{"target": "openvin", "precisions": ["int8"]}]}, 'did you mean "openvino"'
