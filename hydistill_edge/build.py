@@ -1,0 +1,169 @@
+"""One recipe in, checked artifacts out: the stages, in the order in which the data flows.
+
+    teacher -> images -> student -> graph -> targets -> parity -> latency -> evaluation
+            -> bundle -> report
+
+Each stage reads what earlier ones left in the run directory, so each can run alone; a stage whose
+inputs are unchanged is skipped. A failed gate is a value in `summary.json`, not an exception.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hydistill_edge import __version__
+from hydistill_edge.errors import MissingFileError, UsageError
+from hydistill_edge.recipe import Recipe
+from hydistill_edge.run_directory import RunDirectory, read_json, write_json, write_text
+from hydistill_edge.stages import (
+    bundle,
+    evaluation,
+    graph,
+    images,
+    latency,
+    parity,
+    student,
+    summary,
+    targets,
+    teacher,
+)
+from hydistill_edge.stages.work import Report, Work, quiet
+
+STAGES: Mapping[str, Callable[[Work], None]] = {
+    "teacher": teacher.run,
+    "images": images.run,
+    "student": student.run,
+    "graph": graph.run,
+    "targets": targets.run,
+    "parity": parity.run,
+    "latency": latency.run,
+    "evaluation": evaluation.run,
+    "bundle": bundle.run,
+    "report": summary.run,
+}
+
+RECORDED_PACKAGES = (
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "tensorrt",
+    "numpy",
+    "pillow",
+)
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build's result.
+
+    Attributes:
+        path: the run directory.
+        summary: summary.json as a value; empty where one stage ran alone.
+        passed: False where a gate said no, None where nothing was judged.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+
+    @property
+    def passed(self) -> bool | None:
+        """The verdict of the summary."""
+        verdict: bool | None = self.summary.get("passed")
+        return verdict
+
+
+def build(
+    recipe: Recipe,
+    *,
+    out: str | Path | None = None,
+    only: str | None = None,
+    fresh: bool = False,
+    report: Report | None = None,
+) -> Build:
+    """Run a recipe's stages.
+
+    Args:
+        recipe: what to build.
+        out: the run directory; default `runs/<recipe.name>`.
+        only: one stage to run alone; its inputs must be there.
+        fresh: redo what is done.
+        report: called as `report(stage, done, total, metrics)`.
+
+    Returns:
+        The run directory and its summary.
+
+    Raises:
+        HydistillError: something could not be done; what was finished before is kept.
+    """
+    if only is not None and only not in STAGES:
+        raise UsageError(f'there is no stage "{only}"; the stages are {", ".join(STAGES)}')
+    with RunDirectory(Path(out) if out is not None else Path("runs") / recipe.name) as run:
+        if fresh and only is None:
+            run.forget_all()
+        elif fresh and only is not None:
+            run.forget(only)
+        write_text(run.path / "recipe.yaml", recipe.to_yaml())
+        write_json(run.path / "environment.json", environment())
+        work = Work(recipe, run, report or quiet)
+        for name, stage in STAGES.items():
+            if only in (None, name):
+                stage(work)
+        done = only in (None, "report")
+        return Build(run.path, read_json(run.path / "summary.json") if done else {})
+
+
+def verify(path: Path, *, report: Report | None = None) -> dict[str, Any]:
+    """Run the parity ladder of a finished run again; return its reports by artifact.
+
+    Raises:
+        MissingFileError: the folder is no run directory, or has no artifacts yet.
+    """
+    work = build(open_recipe(path), out=path, only="parity", fresh=True, report=report)
+    return read_artifacts(work.path, "parity.json")
+
+
+def open_recipe(path: Path) -> Recipe:
+    """Return the resolved recipe of a run directory.
+
+    Raises:
+        MissingFileError: there is none.
+    """
+    if not RunDirectory.is_run(path) or not (path / "recipe.yaml").exists():
+        raise MissingFileError(f"{path} is no run directory; `hydistill build` makes one")
+    text = (path / "recipe.yaml").read_text(encoding="utf-8")
+    return Recipe.parse(text, name=str(path / "recipe.yaml"))
+
+
+def read_artifacts(path: Path, name: str) -> dict[str, Any]:
+    """Return one JSON file of every artifact of a run, by the artifact's key."""
+    found = sorted((path / "targets").glob(f"*/{name}"))
+    return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in found}
+
+
+def environment() -> dict[str, Any]:
+    """Return the versions that a build depends on."""
+    return {
+        "schema_version": 1,
+        "hydistill_edge": __version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "packages": {name: _version(name) for name in RECORDED_PACKAGES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,116 @@
+"""The `hydistill` program: its commands, and how errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from hydistill_edge import __version__
+from hydistill_edge.cli import (
+    build,
+    bundle,
+    demo,
+    devices,
+    doctor,
+    evaluate,
+    init,
+    inspect,
+    profile,
+    recipe,
+    verify,
+)
+from hydistill_edge.cli.console import print_error
+from hydistill_edge.errors import HydistillError, MissingPackageError
+
+app = typer.Typer(
+    name="hydistill",
+    help="Build edge-ready models from a teacher, without its training data.\n\n"
+    "Exit codes: 0 no gate said no, 1 a gate said no, 2 wrong usage or recipe, "
+    "3 something is missing here, 4 a fault of ours.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo.demo)
+app.command()(init.init)
+app.command()(inspect.inspect)
+app.command()(build.build)
+app.command()(evaluate.evaluate)
+app.command()(verify.verify)
+app.command()(profile.profile)
+app.add_typer(bundle.app, name="bundle")
+app.add_typer(devices.app, name="devices")
+app.command()(doctor.doctor)
+app.add_typer(recipe.app, name="recipe")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before the command."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; every error becomes one message on stderr and an exit code."""
+    # Commands are functions that anyone may call; what they raise is translated here alone.
+    debug, as_json = "--debug" in arguments, "--json" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = app(args=arguments, prog_name="hydistill", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except HydistillError as error:
+        return _fail(error, error.exit_code, debug, as_json)
+    except ImportError as error:
+        return _fail(_translate(error), MissingPackageError.exit_code, debug, as_json)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; run the same command again to go on\n")
+        return 130
+    except BrokenPipeError:
+        return 0  # the reader of our output has seen enough
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's usage errors
+            return _fail(error, 2, debug, as_json, text=error.format_message())
+        if type(error).__name__ == "Abort":
+            return 130
+        text = f"{type(error).__name__}: {error} (a fault of ours; please report it with --debug)"
+        return _fail(error, 4, debug, as_json, text=text)
+
+
+def _fail(
+    error: BaseException, code: int, debug: bool, as_json: bool, *, text: str | None = None
+) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    print_error(text or str(error), kind=type(error).__name__, code=code, as_json=as_json)
+    return code
+
+
+def _translate(error: ImportError) -> MissingPackageError:
+    """Say which extra brings a package that is not installed."""
+    package = (error.name or "").partition(".")[0]
+    extra = {"openvino": "openvino", "tensorrt": "tensorrt", "onnxruntime": "onnxruntime"}.get(
+        package, "build"
+    )
+    return MissingPackageError(
+        f"this command needs the package {package or error}, which is not installed; "
+        f'run pip install "hydistill-edge[{extra}]"'
+    )

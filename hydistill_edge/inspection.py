@@ -1,0 +1,268 @@
+"""Look at a teacher file, and write a commented recipe for it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hydistill_edge.errors import MissingFileError, UsageError
+from hydistill_edge.models.counting import count
+from hydistill_edge.models.onnx_network import load_onnx
+from hydistill_edge.models.pixels import InputSpec
+from hydistill_edge.models.teacher import Teacher
+from hydistill_edge.models.weights import read_weights
+from hydistill_edge.recipe import Recipe
+from hydistill_edge.run_directory import write_text
+from hydistill_edge.targets.profiles import load_profile
+
+if TYPE_CHECKING:
+    from hydistill_edge.targets.profiles import DeviceProfile
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GREY_MEAN, GREY_STD = (0.5,), (0.25,)
+
+SMALL_INPUT = 16
+"""Up to this size in pixels a small residual net serves best; above, a mobile one."""
+
+
+def inspect_teacher(
+    weights: Path,
+    *,
+    architecture: str | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+    classes: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the facts of a teacher file.
+
+    Args:
+        weights: safetensors, .pt with weights only, or .onnx.
+        architecture: see `Teacher.load`; None for .onnx.
+        size: input height and width in pixels; an .onnx file knows its own.
+        channels: input channels; an .onnx file knows its own; default 3.
+        classes: text file with one class name per line; default class_0, class_1, ...
+        options: keyword arguments of the architecture's factory.
+
+    Raises:
+        TeacherError: the file cannot be used.
+        UsageError: the size is missing, or says something else than the file.
+        MissingFileError: a file does not exist.
+    """
+    if not weights.exists():
+        raise MissingFileError(f"there is no teacher file {weights}")
+    options = dict(options or {})
+    height, width, channels = _input_size(weights, size, channels)
+    names = _class_names(classes) or _numbered_classes(weights, (channels, height, width), options)
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else (GREY_MEAN, GREY_STD)
+    teacher = Teacher.load(
+        weights,
+        architecture=architecture,
+        classes=names,
+        spec=InputSpec(height, width, channels, mean, std),
+        options=options,
+        base=Path.cwd(),
+    )
+    counted = count(teacher.network, channels=channels, size=(height, width))
+    batch_norms = len(teacher.batch_norms())
+    return {
+        "file": str(weights),
+        "architecture": teacher.architecture,
+        "input": {"height": height, "width": width, "channels": channels},
+        "classes": list(names),
+        "parameters": counted.params,
+        "macs": counted.macs,
+        "batch_norms": batch_norms,
+        "images_from_nothing": "yes, from its batch norms"
+        if batch_norms
+        else "weak: without batch norms only the class prior remains; add a few real images",
+        "shares_classifier": teacher.shares_classifier,
+        "shares_classifier_note": teacher.shares_classifier_note,
+        "taps": list(teacher.taps()),
+        "note": teacher.note,
+        "digest": teacher.digest,
+    }
+
+
+def write_recipe(
+    out: Path,
+    weights: Path,
+    *,
+    architecture: str | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+    classes: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    images: Path | None = None,
+    device: str = "host",
+    replace: bool = False,
+) -> dict[str, Any]:
+    """Inspect a teacher and write a commented recipe for it; return the facts.
+
+    Args:
+        out: the recipe; its paths are written relative to its folder.
+        weights: see `inspect_teacher`, as for the next five.
+        architecture: see there.
+        size: see there.
+        channels: see there.
+        classes: see there.
+        options: see there.
+        images: a few real images: a folder, .npz, .safetensors or .tar.
+        device: profile to build for.
+        replace: whether an existing recipe may be replaced.
+
+    Raises:
+        UsageError: the recipe exists already.
+        ProfileError: there is no such device profile.
+    """
+    if out.exists() and not replace:
+        raise UsageError(f"{out} exists already; give another --out, or --force to replace it")
+    profile = load_profile(device)
+    if images is not None and not images.exists():
+        raise MissingFileError(f"there are no images at {images}")
+    facts = inspect_teacher(
+        weights,
+        architecture=architecture,
+        size=size,
+        channels=channels,
+        classes=classes,
+        options=options,
+    )
+    text = _recipe_text(out, weights, facts, architecture, dict(options or {}), images, profile)
+    Recipe.parse(text, name=str(out), base=out.parent)  # what we write must be right
+    write_text(out, text)
+    return facts
+
+
+def _input_size(weights: Path, size: int | None, channels: int | None) -> tuple[int, int, int]:
+    if weights.suffix.lower() == ".onnx":
+        found = load_onnx(weights).input
+        height, width = found.height or size, found.width or size
+        if height is None or width is None:
+            raise UsageError(f"{weights} leaves its input size open; give it with --size")
+        return height, width, found.channels or channels or 3
+    if size is None:
+        raise UsageError(f"{weights} holds weights only, which know no input size; give --size")
+    return size, size, channels or 3
+
+
+def _class_names(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise MissingFileError(f"there is no class list {path}") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _numbered_classes(
+    weights: Path, shape: tuple[int, int, int], options: Mapping[str, Any]
+) -> list[str]:
+    """Return class_0, class_1, ... as many as the file's last layer has outputs."""
+    if weights.suffix.lower() == ".onnx":
+        with torch.no_grad():
+            outputs = load_onnx(weights)(torch.zeros(1, *shape)).shape[1]
+    else:
+        # Classifiers end in a bias, or else in a matrix whose rows are the classes.
+        tensors = [tensor for tensor in read_weights(weights).values() if tensor.ndim in (1, 2)]
+        outputs = len(tensors[-1]) if tensors else 0
+    wanted = options.get("num_classes", outputs)
+    return [f"class_{index}" for index in range(int(wanted))]
+
+
+def _relative(path: Path, base: Path) -> str:
+    return os.path.relpath(path.absolute(), base.absolute())
+
+
+def _recipe_text(
+    out: Path,
+    weights: Path,
+    facts: Mapping[str, Any],
+    architecture: str | None,
+    options: Mapping[str, Any],
+    images: Path | None,
+    profile: DeviceProfile,
+) -> str:
+    shape = facts["input"]
+    grey = shape["channels"] == 1
+    mean, std = (GREY_MEAN, GREY_STD) if grey else (IMAGENET_MEAN, IMAGENET_STD)
+    lines = [
+        "# One build: a teacher in, checked artifacts out. Run it with: hydistill build "
+        + out.name,
+        "# Every key: hydistill recipe schema. Every default: hydistill recipe check " + out.name,
+        "name: " + (weights.stem.replace(" ", "-") or "build"),
+        "seed: 0",
+        "",
+        "teacher:",
+        f"  weights: {json.dumps(_relative(weights, out.parent))}",
+    ]
+    if architecture is not None:
+        if ".py:" in architecture:
+            file, _, factory = architecture.rpartition(":")
+            architecture = f"{_relative(Path(file), out.parent)}:{factory}"
+        lines.append(f"  architecture: {json.dumps(architecture)}")
+    if options:
+        lines.append(f"  options: {json.dumps(dict(options))}")
+    lines += [
+        f"  classes: {json.dumps(facts['classes'], ensure_ascii=False)}",
+        "  input:",
+        f"    height: {shape['height']}",
+        f"    width: {shape['width']}",
+        f"    channels: {shape['channels']}",
+        "    # The statistics the teacher was trained with, in [0, 1] pixel units. A file does not",
+        "    # tell them: these are the usual ones. CHECK THEM: wrong ones cost accuracy silently.",
+        f"    mean: {list(mean)}",
+        f"    std: {list(std)}",
+        "",
+        "images:",
+    ]
+    if images is not None:
+        kind = {".npz": "npz", ".safetensors": "safetensors", ".tar": "shards"}.get(
+            images.suffix, "folder"
+        )
+        lines += [
+            "  adapt: true  # resize and convert images that differ from the size above",
+            "  # A few real images, without labels. They never leave the run directory unless",
+            "  # may_ship says that they may.",
+            "  real:",
+            f"    - {{kind: {kind}, path: {json.dumps(_relative(images, out.parent))}}}",
+        ]
+    else:
+        lines += [
+            "  # A few hundred unlabelled real images help more than anything else:",
+            "  # adapt: true",
+            "  # real:",
+            "  #   - {kind: folder, path: pilot}",
+        ]
+    small = max(shape["height"], shape["width"]) <= SMALL_INPUT
+    lines += [
+        "  synthetic:",
+        f"    count: {max(2048, 8 * len(facts['classes']))}  # made from the teacher alone",
+        "",
+        "method: kd",
+        "student:",
+        "  # hydistill inspect and the documentation of the zoo list more, from tiny to middling.",
+        f"  architecture: {'resnet8' if small else 'mobilenet_v2'}",
+        f"  width: {1.0 if small else 0.5}",
+        "",
+        "targets:",
+    ]
+    for entry in profile.targets:
+        precisions = [p for p in profile.default_precisions if p in entry.precisions]
+        lines.append(
+            f"  - {{target: {entry.target}, device: {profile.name}, "
+            f"precisions: [{', '.join(precisions or entry.precisions[:1])}]}}"
+        )
+    lines += [
+        "",
+        "# Labelled images for the final accuracies, looked at once:",
+        "# evaluation: {kind: folder, path: holdout, use_labels: true}",
+        "",
+    ]
+    return "\n".join(lines)

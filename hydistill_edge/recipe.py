@@ -1,0 +1,587 @@
+"""The recipe: one YAML file is one build.
+
+    recipe = Recipe.load("recipe.yaml")
+
+Every problem of a file is reported at once, each with its line and key. Settings of images and
+methods are the frozen dataclasses of their own rooms; the recipe only gives them a place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from hydistill_edge.errors import InputError, MissingFileError, ProfileError, RecipeError
+from hydistill_edge.targets.base import Precision, TargetName
+from hydistill_edge.yaml_lines import KeyPath, line_of, parse
+
+METHODS = {"kd": "hydistill_edge.methods.kd:KDSettings"}
+"""Method name -> its settings dataclass, imported when a recipe asks for it."""
+
+MethodName = Literal["kd", "none"]
+
+_INVERSION = "hydistill_edge.synthesis.inversion:InversionSettings"
+_SOURCE = "hydistill_edge.images.sources:SourceSpec"
+
+
+def _settings_type(where: str) -> type[Any]:
+    module, _, name = where.partition(":")
+    found: type[Any] = getattr(import_module(module), name)
+    # Settings stay plain dataclasses in their own room; here they also refuse unknown keys.
+    found.__pydantic_config__ = {"extra": "forbid"}
+    return found
+
+
+def _as(where: str, value: Any) -> Any:
+    """Validate a mapping into the settings dataclass named by `where`."""
+    kind = _settings_type(where)
+    try:
+        return value if isinstance(value, kind) else TypeAdapter(kind).validate_python(value)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+
+
+def _as_training(value: Any, info: ValidationInfo) -> Any:
+    method = info.data.get("method")
+    if method == "none" or method not in METHODS:
+        if value not in (None, {}):
+            raise ValueError("method none trains nothing: remove the training section")
+        return None
+    return _as(METHODS[method], {} if value is None else value)
+
+
+def _fraction(value: float) -> float:
+    if not 0.0 <= value <= 1.0:
+        hint = f" ({value:g} looks like percent: write {value / 100:g})" if 1 < value <= 100 else ""
+        raise ValueError(f"expected a fraction between 0 and 1{hint}")
+    return value
+
+
+Fraction = Annotated[float, AfterValidator(_fraction)]
+Inversion = Annotated[Any, PlainValidator(lambda value: _as(_INVERSION, value))]
+Source = Annotated[Any, PlainValidator(lambda value: _as(_SOURCE, value))]
+Training = Annotated[Any, PlainValidator(_as_training)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are refused, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Input(Section):
+    """What a network expects: its size, and the statistics its pixels are normalized with."""
+
+    height: int = Field(ge=1, le=4096, description="Rows, in pixels.")
+    width: int = Field(ge=1, le=4096, description="Columns, in pixels.")
+    channels: Literal[1, 3] = Field(description="1 (grey) or 3 (RGB).")
+    mean: tuple[float, ...] = Field(description="One per channel, in pixel units of [0, 1].")
+    std: tuple[float, ...] = Field(description="One per channel, in pixel units of [0, 1].")
+
+    @model_validator(mode="after")
+    def _check(self) -> Input:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise ValueError(
+                    f"{name} has {len(values)} values for {self.channels} channels; "
+                    "give one value per channel"
+                )
+            if any(value > 1 for value in values):
+                raise ValueError(
+                    f"{name} {list(values)} is not in [0, 1] pixel units; "
+                    "statistics of 0-255 pixels must be divided by 255"
+                )
+        if any(value <= 0 for value in self.std):
+            raise ValueError(f"std {list(self.std)} must be greater than 0")
+        return self
+
+
+class Teacher(Section):
+    """The trained classifier to learn from."""
+
+    weights: str = Field(description="safetensors, .pt (weights only) or .onnx file.")
+    architecture: str | None = Field(
+        default=None,
+        description='"zoo:NAME", "torchvision:NAME" or "my_net.py:build"; none for .onnx.',
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments of the architecture's factory."
+    )
+    classes: tuple[str, ...] = Field(min_length=2, description="Class names, in output order.")
+    input: Input
+
+    @model_validator(mode="after")
+    def _check(self) -> Teacher:
+        _refuse_duplicates("classes", self.classes)
+        is_onnx = self.weights.endswith(".onnx")
+        if is_onnx and self.architecture is not None:
+            raise ValueError("an .onnx file carries its architecture: remove teacher.architecture")
+        if not is_onnx and self.architecture is None:
+            raise ValueError(
+                'weights alone are no network: give architecture, e.g. "torchvision:resnet18", '
+                '"zoo:resnet20" or "my_net.py:build"'
+            )
+        return self
+
+
+class Synthetic(Section):
+    """Images made from the teacher alone."""
+
+    count: int = Field(default=2048, ge=0, description="How many; 0 makes none.")
+    inversion: Inversion = Field(default_factory=dict, description="Settings of the inversion.")
+
+
+class ImageSection(Section):
+    """The images that train the student and calibrate the targets."""
+
+    height: int | None = Field(default=None, ge=8, le=1024, description="Default: teacher's.")
+    width: int | None = Field(default=None, ge=8, le=1024, description="Default: teacher's.")
+    channels: Literal[1, 3] | None = Field(
+        default=None, description="What the camera delivers; default: the teacher's channels."
+    )
+    adapt: bool = Field(
+        default=False,
+        description="Resize and convert real images that differ; false refuses them.",
+    )
+    real: tuple[Source, ...] = Field(
+        default=(), description="Few real images, without labels: folders, npz, tar shards, ..."
+    )
+    synthetic: Synthetic = Synthetic()
+
+
+class Student(Section):
+    """The network to train, or (method none) the user's own trained one."""
+
+    architecture: str | None = Field(
+        default=None, description="Zoo name; with weights: as for the teacher."
+    )
+    width: float = Field(default=1.0, gt=0, le=4, description="Width multiplier of a zoo network.")
+    weights: str | None = Field(default=None, description="Only with method none.")
+    options: dict[str, Any] = Field(default_factory=dict)
+    input: Input | None = Field(default=None, description="Only with weights.")
+    fold_input: bool = Field(
+        default=False,
+        description="Only with weights: fold mean and std into the first convolution. Faster at "
+        "int8, but not exact at the image border; the error is measured and stated.",
+    )
+    classes: tuple[str, ...] | None = Field(
+        default=None, description="Only where there is no teacher."
+    )
+
+
+class Target(Section):
+    """A runtime on a device, in one or more precisions."""
+
+    target: TargetName
+    device: str = Field(default="host", description="A device profile's name, or its file.")
+    precisions: tuple[Precision, ...] = Field(default=("int8",), min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Target:
+        _refuse_duplicates("precisions", self.precisions)
+        return self
+
+
+class Calibration(Section):
+    """Which images the int8 ranges are taken from."""
+
+    count: int = Field(default=256, ge=1, le=100_000)
+
+
+class Parity(Section):
+    """How many images prove that an artifact agrees with the student."""
+
+    images: int = Field(default=1024, ge=16, le=1_000_000)
+    golden: int = Field(default=16, ge=1, le=256, description="Shipped, and re-checked on site.")
+
+
+class Latency(Section):
+    """How long each artifact is measured."""
+
+    mode: Literal["demo", "quick", "full"] = Field(
+        default="quick", description="demo: 3 s, always advisory; quick: 10 s; full: 60 s."
+    )
+    threads: int | None = Field(default=None, ge=1, le=256, description="Default: the profile's.")
+
+
+class Gates(Section):
+    """Limits that an artifact must keep; a broken one ends the build with exit code 1."""
+
+    student_agreement: Fraction | None = Field(
+        default=None, description="Student against teacher on the hold-out, at least."
+    )
+    int8_agreement_synthetic: Fraction = Field(
+        default=0.99, description="int8 against float student, synthetic images, at least."
+    )
+    int8_agreement_real: Fraction = Field(
+        default=0.985, description="The same on real images, where there are any."
+    )
+    accuracy_drop_points: float | None = Field(
+        default=None, ge=0, le=100, description="int8 below the float student, in percent points."
+    )
+
+
+class Bundle(Section):
+    """What is written on the box."""
+
+    version: str = Field(default="0.1.0", pattern=r"^\d+\.\d+\.\d+([-+][0-9A-Za-z.-]+)?$")
+    license: str = Field(
+        default="", max_length=200, pattern=r"^[^\r\n]*$", description="Licence of the student."
+    )
+    description: str = Field(default="", max_length=2000)
+
+
+class Recipe(Section):
+    """One build, with every default written out."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    teacher: Teacher | None = None
+    method: MethodName = "kd"
+    images: ImageSection = ImageSection()
+    student: Student
+    training: Training = Field(default=None, description="Settings of the method.")
+    targets: tuple[Target, ...] = Field(min_length=1)
+    calibration: Calibration = Calibration()
+    parity: Parity = Parity()
+    latency: Latency = Latency()
+    gates: Gates = Gates()
+    evaluation: Source | None = Field(
+        default=None, description="Labelled images for the final accuracies; looked at once."
+    )
+    bundle: Bundle = Bundle()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a recipe file.
+
+        Relative paths in it are taken from the file's own folder.
+
+        Raises:
+            RecipeError: every problem at once, with line and key.
+            MissingFileError: the recipe itself, or files that it names, do not exist.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (FileNotFoundError, IsADirectoryError):
+            raise MissingFileError(
+                f"there is no recipe file {path}; `hydistill init TEACHER` writes one"
+            ) from None
+        except UnicodeDecodeError as error:
+            raise RecipeError([f"not a text file: {error}"], path=str(path)) from error
+        recipe = cls.parse(text, name=str(path), base=path.parent)
+        missing = [str(file) for file in recipe.files() if not file.exists()]
+        if missing:
+            raise MissingFileError(
+                f"{path} names files that do not exist: {', '.join(missing)}; "
+                "relative paths start at the recipe's folder"
+            )
+        return recipe
+
+    @classmethod
+    def parse(cls, text: str, *, name: str = "recipe", base: Path | None = None) -> Recipe:
+        """Read a recipe from a text; see `load`. Files are not looked for."""
+        value, lines = parse(text, name=name)
+        if not isinstance(value, Mapping):
+            raise RecipeError(
+                [f"a recipe is a mapping of sections, not a {type(value).__name__}"], path=name
+            )
+        if base is not None:
+            value = _with_base(dict(value), base.absolute())
+        try:
+            recipe = cls.model_validate(value)
+        except ValidationError as error:
+            raise RecipeError(list(_problems(error, lines)), path=name) from error
+        problems = [
+            f"{_where(path, lines)}{problem}" for path, problem in recipe._impossible_combinations()
+        ]
+        if problems:
+            raise RecipeError(problems, path=name)
+        return recipe
+
+    def files(self) -> list[Path]:
+        """Return every file or folder that the recipe names and a build will read."""
+        named = [section.weights for section in (self.teacher, self.student) if section]
+        sources = [*self.images.real, *([self.evaluation] if self.evaluation else [])]
+        named += [s.path for s in sources if s.path and s.kind not in ("torchvision", "shards")]
+        return [Path(name) for name in named if name]
+
+    def to_yaml(self) -> str:
+        """Return the resolved recipe: every default written out."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved recipe as plain values."""
+        plain: dict[str, Any] = _plain(dict(self))
+        return plain
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """Return the JSON schema of a recipe file, for editors."""
+        schema = _FileSchema.model_json_schema()
+        definitions = schema.setdefault("$defs", {})
+        for name, where in {"Source": _SOURCE, "Inversion": _INVERSION, **_method_names()}.items():
+            found = TypeAdapter(_settings_type(where)).json_schema(ref_template="#/$defs/{model}")
+            definitions.update(found.pop("$defs", {}))
+            definitions[name] = found
+        _fill_schema(schema)
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+    def _impossible_combinations(self) -> Iterator[tuple[KeyPath, str]]:
+        """Yield (key, problem) for sections that are right alone and wrong together."""
+        yield from self._method_problems()
+        yield from self._image_problems()
+        yield from self._target_problems()
+
+    def _method_problems(self) -> Iterator[tuple[KeyPath, str]]:
+        own = self.student.weights is not None
+        if self.method == "none" and not own:
+            yield ("student",), "method none starts from your own student: give student.weights"
+        if self.method != "none":
+            if self.teacher is None:
+                yield ("method",), f"method {self.method} needs a teacher section"
+            if own:
+                yield (
+                    ("student", "weights"),
+                    f"method {self.method} trains a new student: remove weights or use none",
+                )
+            yield from self._zoo_problems()
+        if own and self.student.input is None:
+            yield ("student",), "own weights need student.input (size, channels, mean, std)"
+        if own and self.teacher is None and self.student.classes is None:
+            yield ("student",), "without a teacher, student.classes must name the classes"
+        if (
+            own
+            and not str(self.student.weights).endswith(".onnx")
+            and not self.student.architecture
+        ):
+            yield ("student", "weights"), "weights alone are no network: give student.architecture"
+        if self.student.classes and self.teacher and self.student.classes != self.teacher.classes:
+            yield ("student", "classes"), "differ from the teacher's: remove them"
+
+    def _zoo_problems(self) -> Iterator[tuple[KeyPath, str]]:
+        from hydistill_edge.models.zoo import ZOO
+
+        name = self.student.architecture
+        if name is None:
+            yield ("student",), f"architecture is missing; the zoo has {', '.join(sorted(ZOO))}"
+        elif name.removeprefix("zoo:") not in ZOO:
+            known = ", ".join(sorted(ZOO))
+            close = difflib.get_close_matches(name, ZOO, n=1)
+            hint = f' (did you mean "{close[0]}"?)' if close else ""
+            yield ("student", "architecture"), f'"{name}" is not in the zoo{hint}; it has {known}'
+
+    def _image_problems(self) -> Iterator[tuple[KeyPath, str]]:
+        classes = self.class_names()
+        count = self.images.synthetic.count
+        if not self.images.real and count == 0:
+            yield (
+                ("images",),
+                "no image to work with: give real sources, or synthetic.count above 0",
+            )
+        if 0 < count < len(classes):
+            yield (
+                ("images", "synthetic", "count"),
+                f"{count} images cannot cover {len(classes)} classes",
+            )
+        if self.evaluation is not None and not self.evaluation.use_labels:
+            yield ("evaluation",), "an accuracy needs labels: set use_labels: true"
+        _height, _width, channels = self.image_size()
+        network = (self.teacher or self.student).input
+        if network is not None and network.channels == 1 and channels == 3:
+            yield (
+                ("images", "channels"),
+                "colour images for a grey network: set images.channels to 1",
+            )
+
+    def _target_problems(self) -> Iterator[tuple[KeyPath, str]]:
+        from hydistill_edge.targets.profiles import load_profile
+
+        seen: set[tuple[str, str]] = set()
+        for index, entry in enumerate(self.targets):
+            path: KeyPath = ("targets", index)
+            if (entry.target, entry.device) in seen:
+                yield path, f"{entry.target} on {entry.device} stands twice; merge the precisions"
+            seen.add((entry.target, entry.device))
+            try:
+                allowed = load_profile(entry.device).precisions(entry.target)
+            except ProfileError as error:
+                yield (*path, "device"), str(error)
+                continue
+            if not allowed:
+                yield (*path, "target"), f"{entry.device} does not run {entry.target}"
+            for precision in entry.precisions:
+                if allowed and precision not in allowed:
+                    yield (
+                        (*path, "precisions"),
+                        f"{entry.device} runs {entry.target} in {', '.join(allowed)}; "
+                        f"not in {precision}",
+                    )
+
+    def class_names(self) -> tuple[str, ...]:
+        """Return the class names, from the teacher or, without one, from the student section."""
+        if self.teacher is not None:
+            return self.teacher.classes
+        return self.student.classes or ()
+
+    def image_size(self) -> tuple[int, int, int]:
+        """Return (height, width, channels) of the images that the device will deliver."""
+        network = (self.teacher or self.student).input
+        height = self.images.height or (network.height if network else 0)
+        width = self.images.width or (network.width if network else 0)
+        channels = self.images.channels or (network.channels if network else 3)
+        return height, width, channels
+
+
+class _FileSchema(Recipe):
+    """`Recipe` for the JSON schema alone: fields with settings become plain placeholders."""
+
+    training: Any = Field(default=None, description="Settings of the method.")  # type: ignore[assignment]
+
+
+def _method_names() -> dict[str, str]:
+    return {where.rpartition(":")[2]: where for where in METHODS.values()}
+
+
+def _fill_schema(schema: dict[str, Any]) -> None:
+    """Point the placeholders of the settings at their definitions."""
+    definitions = schema["$defs"]
+    source = {"$ref": "#/$defs/Source"}
+    definitions["ImageSection"]["properties"]["real"]["items"] = source
+    definitions["Synthetic"]["properties"]["inversion"] = {"$ref": "#/$defs/Inversion"}
+    schema["properties"]["evaluation"] = {"anyOf": [source, {"type": "null"}]}
+    methods = [{"$ref": f"#/$defs/{name}"} for name in _method_names()]
+    schema["properties"]["training"] = {"anyOf": [*methods, {"type": "null"}]}
+
+
+def _refuse_duplicates(name: str, values: tuple[str, ...]) -> None:
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        raise ValueError(f"{name} must differ from each other; twice: {', '.join(twice)}")
+
+
+def _with_base(value: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Make the paths of a recipe absolute; anything malformed is left for validation to refuse."""
+
+    def absolute(section: Any, key: str) -> Any:
+        if not isinstance(section, Mapping) or not isinstance(section.get(key), str):
+            return section
+        return {**section, key: str(base / section[key])}
+
+    for name in ("teacher", "student"):
+        section = absolute(value.get(name), "weights")
+        if isinstance(section, Mapping) and ".py:" in str(section.get("architecture")):
+            section = absolute(section, "architecture")
+        if name in value:
+            value[name] = section
+    if isinstance(value.get("images"), Mapping) and isinstance(value["images"].get("real"), list):
+        real = [absolute(source, "path") for source in value["images"]["real"]]
+        value["images"] = {**value["images"], "real": real}
+    if "evaluation" in value:
+        value["evaluation"] = absolute(value["evaluation"], "path")
+    if isinstance(value.get("targets"), list):
+        value["targets"] = [
+            absolute(entry, "device")
+            if isinstance(entry, Mapping) and str(entry.get("device")).endswith((".yaml", ".yml"))
+            else entry
+            for entry in value["targets"]
+        ]
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Return pydantic models and dataclasses as values that YAML and JSON know."""
+    if isinstance(value, BaseModel):
+        return _plain(dict(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _where(path: KeyPath, lines: dict[KeyPath, int]) -> str:
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    line = line_of(path, lines)
+    return f"line {line}: {key}: " if line else f"{key}: "
+
+
+def _problems(
+    error: ValidationError, lines: dict[KeyPath, int], above: KeyPath = ()
+) -> Iterator[str]:
+    """Yield one readable line per problem, nested validation included."""
+    items = error.errors(include_url=False)
+    for item in items:
+        path: KeyPath = (*above, *item["loc"])
+        inner = [other["loc"] for other in items if len(other["loc"]) > len(item["loc"])]
+        if item["type"] == "too_short" and any(
+            loc[: len(item["loc"])] == item["loc"] for loc in inner
+        ):
+            continue  # only short because what stood in it is broken, which is told anyway
+        cause = item.get("ctx", {}).get("error")
+        if isinstance(cause, ValidationError):
+            yield from _problems(cause, lines, path)
+        else:
+            yield _where(path, lines) + _reason(item, path)
+
+
+def _reason(item: Any, path: KeyPath) -> str:
+    kind, value = item["type"], item.get("input")
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        close = difflib.get_close_matches(str(path[-1]), _known_keys(path[:-1]), n=1)
+        hint = f'; did you mean "{close[0]}"?' if close else ""
+        return f"unknown key{hint}"
+    if kind in ("missing", "missing_argument"):
+        return "this key is missing"
+    if kind == "value_error":
+        return str(item["ctx"]["error"])
+    shown = "" if isinstance(value, dict | list | tuple) else f", not {value!r}"
+    message = item["msg"].replace("Input should be", "expected")
+    return f"{message[0].lower()}{message[1:]}{shown}"
+
+
+def _known_keys(path: KeyPath) -> list[str]:
+    """Return the keys that may stand at a place of the recipe."""
+    node: Any = Recipe
+    settings = {"training": METHODS["kd"], "inversion": _INVERSION, "real": _SOURCE}
+    settings["evaluation"] = _SOURCE
+    for part in path:
+        if isinstance(part, int):
+            continue
+        if part in settings:
+            node = _settings_type(settings[str(part)])
+            continue
+        fields = getattr(node, "model_fields", {})
+        if part not in fields:
+            return []
+        inner = fields[part].annotation
+        kinds = [
+            kind for kind in (inner, *getattr(inner, "__args__", ())) if isinstance(kind, type)
+        ]
+        node = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+    if dataclasses.is_dataclass(node):
+        return [field.name for field in dataclasses.fields(node)]
+    return list(getattr(node, "model_fields", {}))

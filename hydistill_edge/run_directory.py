@@ -1,0 +1,254 @@
+"""The run directory: stages that are whole or absent, never half.
+
+A stage writes into a temporary folder (or file) beside its final place and is renamed when it is
+complete; then its record `stages/<stage>.json` is written, with the digest of everything the stage
+was made from and the size of every file it made. A later build skips a stage whose record matches.
+Killing a build at any point loses at most the running stage.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydistill_edge.errors import MissingFileError, NoSpaceError, RunDirectoryError
+
+LOCK_NAME = "run.lock"
+STAGES_FOLDER = "stages"
+PARTIAL_SUFFIX = ".partial"
+
+
+def digest_of(value: Any) -> str:
+    """Return the sha256 of a JSON-serialisable value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes, read in pieces."""
+    sha = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            sha.update(piece)
+    return sha.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one.
+
+    Raises:
+        NoSpaceError: the disk is full; the old file is untouched.
+    """
+    write_text(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically; see `write_json`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write bytes atomically; see `write_json`."""
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    with space_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run directory.
+
+    Raises:
+        MissingFileError: there is no such file.
+        RunDirectoryError: the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingFileError(
+            f"{path} does not exist; run the stage that makes it first"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunDirectoryError(
+            f"{path} is not valid JSON ({error}); delete it and build again"
+        ) from error
+
+
+@contextmanager
+def space_errors(path: Path) -> Iterator[None]:
+    """Translate "disk full" into `NoSpaceError`; other errors pass through."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(
+                f"no space left while writing {path}; what was finished before is kept: "
+                "free some space and run the same command again"
+            ) from error
+        raise
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What `stages/<stage>.json` says of a finished stage."""
+
+    stage: str
+    inputs: str
+    outputs: Mapping[str, int]  # path relative to the run directory -> bytes
+    wall_s: float
+
+
+class RunDirectory:
+    """One build's folder. Use as a context manager: it is locked while open.
+
+    Args:
+        path: created when missing. A folder that has files but no stage records is refused, so
+            that a mistyped `--out` never mixes a run into somebody's data.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock_fd: int | None = None
+
+    def __enter__(self) -> RunDirectory:
+        import fcntl  # POSIX only, as is the host side
+
+        if self.path.exists() and not self.path.is_dir():
+            raise RunDirectoryError(f"{self.path} is a file; the run directory must be a folder")
+        if self.path.is_dir() and not self.is_run(self.path) and any(self.path.iterdir()):
+            raise RunDirectoryError(
+                f"{self.path} is not empty and is no run directory of ours; "
+                "choose another folder with --out"
+            )
+        with space_errors(self.path):
+            (self.path / STAGES_FOLDER).mkdir(parents=True, exist_ok=True)
+            self._lock_fd = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+            raise RunDirectoryError(
+                f"{self.path} is in use by another build; wait for it or choose another --out"
+            ) from None
+        self._sweep()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    @staticmethod
+    def is_run(path: Path) -> bool:
+        """Say whether the folder is a run directory."""
+        return (path / STAGES_FOLDER).is_dir()
+
+    def record(self, stage: str) -> StageRecord | None:
+        """Return the record of a finished stage, or None."""
+        path = self.path / STAGES_FOLDER / f"{stage}.json"
+        if not path.exists():
+            return None
+        try:
+            return StageRecord(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError):
+            return None  # a record that cannot be read is no record: the stage runs again
+
+    def is_current(self, stage: str, inputs: str) -> bool:
+        """Say whether the stage is whole and was made from exactly these inputs."""
+        record = self.record(stage)
+        if record is None or record.inputs != inputs:
+            return False
+        return all(self._has(path, size) for path, size in record.outputs.items())
+
+    def folder_stage(
+        self, stage: str, inputs: str, folder: str, make: Callable[[Path], None]
+    ) -> bool:
+        """Run `make(temporary folder)` unless the stage is current; return True when it ran.
+
+        The temporary folder survives a killed run, so that a stage with checkpoints of its own
+        can go on from them; it is thrown away when the inputs have changed.
+        """
+        if self.is_current(stage, inputs):
+            return False
+        final = self.path / folder
+        partial = final.with_name(f".{final.name}.{inputs[:12]}{PARTIAL_SUFFIX}")
+        for stale in final.parent.glob(f".{final.name}.*{PARTIAL_SUFFIX}"):
+            if stale != partial:
+                shutil.rmtree(stale, ignore_errors=True)
+        started = time.monotonic()
+        with space_errors(final):
+            partial.mkdir(parents=True, exist_ok=True)
+            make(partial)
+            self._forget(stage)
+            if final.exists():
+                shutil.rmtree(final)
+            partial.replace(final)
+        files = sorted(path for path in final.rglob("*") if path.is_file())
+        self._remember(stage, inputs, files, time.monotonic() - started)
+        return True
+
+    def file_stage(self, stage: str, inputs: str, file: str, make: Callable[[], str]) -> bool:
+        """Write the text that `make()` returns unless the stage is current; True when it ran."""
+        if self.is_current(stage, inputs):
+            return False
+        started = time.monotonic()
+        text = make()
+        self._forget(stage)
+        write_text(self.path / file, text)
+        self._remember(stage, inputs, [self.path / file], time.monotonic() - started)
+        return True
+
+    def forget(self, stage: str) -> None:
+        """Drop the records of a stage and of its parts (`stage.part`), so that it runs again."""
+        for path in (self.path / STAGES_FOLDER).glob(f"{stage}*.json"):
+            if path.stem == stage or path.stem.startswith(f"{stage}."):
+                path.unlink()
+
+    def forget_all(self) -> None:
+        """Drop every stage record, so that the next build starts from nothing."""
+        for path in (self.path / STAGES_FOLDER).glob("*.json"):
+            path.unlink()
+        for partial in self.path.rglob(f".*{PARTIAL_SUFFIX}"):
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def wall_s(self) -> dict[str, float]:
+        """Return the seconds each finished stage took when it last ran."""
+        names = sorted(path.stem for path in (self.path / STAGES_FOLDER).glob("*.json"))
+        records = [record for name in names if (record := self.record(name))]
+        return {record.stage: round(record.wall_s, 3) for record in records}
+
+    def _has(self, path: str, size: int) -> bool:
+        file = self.path / path
+        return file.is_file() and file.stat().st_size == size
+
+    def _forget(self, stage: str) -> None:
+        (self.path / STAGES_FOLDER / f"{stage}.json").unlink(missing_ok=True)
+
+    def _remember(self, stage: str, inputs: str, files: list[Path], wall_s: float) -> None:
+        outputs = {str(file.relative_to(self.path)): file.stat().st_size for file in files}
+        record = {"stage": stage, "inputs": inputs, "outputs": outputs, "wall_s": wall_s}
+        write_json(self.path / STAGES_FOLDER / f"{stage}.json", record)
+
+    def _sweep(self) -> None:
+        """Remove what atomic file writes of a killed run left behind."""
+        for path in self.path.rglob(f"*{PARTIAL_SUFFIX}"):
+            if path.is_file() and not path.name.startswith("."):
+                path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The stages of a build, one file each, in the order of `build.STAGES`."""

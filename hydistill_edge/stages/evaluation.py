@@ -1,0 +1,87 @@
+"""Stage evaluation: accuracies of teacher, student and artifacts on labelled images, once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from hydistill_edge.errors import ImageSourceError
+from hydistill_edge.metrics import score
+from hydistill_edge.stages import artifacts
+from hydistill_edge.stages.images import load, state
+from hydistill_edge.stages.logits import network_logits
+from hydistill_edge.stages.work import Work
+from hydistill_edge.targets.parity import run_in_batches
+
+if TYPE_CHECKING:
+    from hydistill_edge.images.sources import LoadedImages, SourceSpec
+
+
+def run(work: Work) -> None:
+    """Write evaluation.json, where the recipe names labelled images."""
+    source = work.recipe.evaluation
+    if source is None:
+        work.report("evaluation", 1, 1, {})
+        return
+    after = ("teacher", "student", *[f"targets.{planned.key}" for planned in work.planned])
+    work.run.file_stage(
+        "evaluation",
+        work.inputs(work.recipe.to_dict()["evaluation"], state(source), after=after),
+        "evaluation.json",
+        lambda: json.dumps(evaluate(work, source), indent=2),
+    )
+    work.report("evaluation", 1, 1, {})
+
+
+def evaluate(work: Work, source: SourceSpec) -> dict[str, Any]:
+    """Return evaluation.json for one labelled source.
+
+    Raises:
+        ImageSourceError: the source has no labels.
+    """
+    loaded = load(work, source)
+    labels = require_labels(loaded)
+    classes = work.recipe.class_names()
+    total = len(work.planned) + 2
+    teacher = network_logits(work.teacher, loaded.images)
+    work.report("evaluation", 1, total, {})
+    student = network_logits(work.student, loaded.images)
+    work.report("evaluation", 2, total, {})
+    models = {"teacher": teacher, "student": student}
+    notes = {}
+    for done, planned in enumerate(work.planned):
+        built = artifacts.read(work, planned)
+        with built.open() as runner:
+            batch = planned.profile.batch
+            models[planned.key] = run_in_batches(runner.run, loaded.images, batch)
+        if built.simulated_by:
+            notes[planned.key] = f"simulated: the same graph run by {built.simulated_by}"
+        work.report("evaluation", done + 3, total, {})
+    return {
+        "schema_version": 1,
+        "images": len(labels),
+        "skipped": [asdict(entry) for entry in loaded.skipped],
+        "models": [
+            {
+                **score(name, logits, labels, classes, teacher=teacher, student=student),
+                "note": notes.get(name, ""),
+            }
+            for name, logits in models.items()
+        ],
+    }
+
+
+def require_labels(loaded: LoadedImages) -> Any:
+    """Return the true class indices, shape (N,).
+
+    Raises:
+        ImageSourceError: there are none, or some are missing.
+    """
+    if loaded.labels is None or (loaded.labels < 0).any():
+        missing = "no labels" if loaded.labels is None else "some images without a label"
+        raise ImageSourceError(
+            f"the evaluation images have {missing}; give a folder with one subfolder per class, "
+            "or an .npz with labels"
+        )
+    return loaded.labels

@@ -1,0 +1,133 @@
+"""Stage images: real ones as given, synthetic ones from the teacher, all into the transfer set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydistill_edge.run_directory import read_json
+from hydistill_edge.stages.logits import network_logits
+from hydistill_edge.stages.work import Work, fingerprint
+
+if TYPE_CHECKING:
+    from hydistill_edge.images.sources import LoadedImages, SourceSpec
+    from hydistill_edge.images.transfer_set import TransferSetWriter
+
+
+def run(work: Work) -> None:
+    """Write transfer/."""
+    recipe = work.recipe
+    parts = [
+        recipe.to_dict()["images"],
+        recipe.image_size(),
+        recipe.seed,
+        [state(source) for source in recipe.images.real],
+    ]
+    work.run.folder_stage(
+        "images", work.inputs(parts, after=("teacher",)), "transfer", lambda out: _make(work, out)
+    )
+    total = read_json(work.path("transfer", "manifest.json"))["count"]
+    work.report("images", total, total, {})
+
+
+def load(work: Work, source: SourceSpec) -> LoadedImages:
+    """Return one source's images at the size that the device delivers."""
+    from hydistill_edge.images.sources import load_source
+
+    height, width, channels = work.recipe.image_size()
+    return load_source(
+        source,
+        size=(height, width),
+        channels=channels,
+        adapt=work.recipe.images.adapt,
+        classes=work.recipe.class_names(),
+    )
+
+
+def state(source: SourceSpec) -> Any:
+    """Return what changes when the files of a source change."""
+    path = Path(str(source.path)) if source.path else None
+    return fingerprint(path) if path is not None and path.exists() else None
+
+
+def _make(work: Work, out: Path) -> None:
+    from hydistill_edge.images.transfer_set import TransferSetWriter
+
+    recipe, skipped = work.recipe, []
+    height, width, channels = recipe.image_size()
+    synthetic, made = _invert(work)
+    sources = [load(work, source) for source in recipe.images.real]
+    for source in sources:
+        skipped += [asdict(entry) for entry in source.skipped]
+    with TransferSetWriter(
+        out,
+        size=(height, width),
+        channels=channels,
+        classes=recipe.class_names(),
+        teacher_digest=work.teacher.digest,
+        method="real and inversion" if sources and made else "inversion" if made else "real",
+        seeds={"recipe": recipe.seed},
+        details={"inversion": made, "skipped": skipped},
+    ) as writer:
+        for spec, loaded in zip(recipe.images.real, sources, strict=True):
+            _add_real(work, writer, spec, loaded)
+        if len(synthetic):
+            writer.add(
+                synthetic,
+                network_logits(work.teacher, synthetic),
+                origin="synthetic",
+                ids=[f"inverted-{index:06d}" for index in range(len(synthetic))],
+                may_ship=True,
+            )
+
+
+def _add_real(
+    work: Work, writer: TransferSetWriter, spec: SourceSpec, loaded: LoadedImages
+) -> None:
+    writer.add(
+        loaded.images,
+        network_logits(work.teacher, loaded.images),
+        origin=spec.origin,
+        ids=loaded.ids,
+        labels=loaded.labels,
+        licence=spec.licence,
+        may_ship=spec.may_ship,
+    )
+
+
+def _invert(work: Work) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """Return synthetic images, shape (N, H, W, C), and how well the inversion went."""
+    from hydistill_edge.images.resize import resize
+    from hydistill_edge.synthesis.inversion import invert
+
+    recipe, section = work.recipe, work.recipe.images.synthetic
+    height, width, channels = recipe.image_size()
+    if section.count == 0:
+        return np.empty((0, height, width, channels), np.uint8), {}
+
+    def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        work.report("images", section.count * done // total, section.count, metrics)
+
+    found = invert(
+        work.teacher,
+        count=section.count,
+        settings=section.inversion,
+        channels=channels,
+        seed=recipe.seed,
+        device=work.torch_device,
+        progress=progress,
+    )
+    images = np.stack([resize(image, (height, width)) for image in found.images])
+    return images, {
+        "count": section.count,
+        "hit": found.hit,
+        "bn_distance": found.bn_distance,
+        "images_per_second": round(found.images_per_second, 2),
+        "note": found.note,
+        "history": found.history,
+    }

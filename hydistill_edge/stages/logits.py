@@ -1,0 +1,36 @@
+"""Logits of the PyTorch networks for raw pixels, batch by batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hydistill_edge.targets.base import Images, Logits
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BATCH = 256
+
+
+def network_logits(network: nn.Module, images: Images) -> Logits:
+    """Return the logits of a `Teacher` or `Student`, in float32 and without gradients.
+
+    Args:
+        network: takes float pixels in [0, 1], shape (N, C, H, W).
+        images: shape (N, H, W, C) uint8, any N.
+    """
+    import torch
+
+    network.eval()
+    device = next(network.parameters()).device
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(images), BATCH):
+            pixels = torch.from_numpy(images[start : start + BATCH]).to(device)
+            logits = network(pixels.permute(0, 3, 1, 2).float() / 255)
+            parts.append(logits.float().cpu().numpy())
+    if not parts:
+        return np.empty((0, len(network.classes)), np.float32)  # type: ignore[arg-type]
+    return np.concatenate(parts)

@@ -1,0 +1,136 @@
+"""Stage student: train it by the recipe's method, or take in the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydistill_edge.run_directory import digest_of_file, write_json
+from hydistill_edge.stages.work import Work
+
+if TYPE_CHECKING:
+    from hydistill_edge.models.student import Student
+
+NOT_TRAINED = "method none: the student is the user's own, so nothing was held out"
+
+
+def run(work: Work) -> None:
+    """Write student/: weights, facts and, where it was trained, the training's history."""
+    recipe = work.recipe
+    plain = recipe.to_dict()
+    own = recipe.student.weights
+    parts = [recipe.method, plain["student"], plain["training"], recipe.seed]
+    parts.append(digest_of_file(Path(own)) if own else None)
+    parts.append([recipe.image_size(), recipe.class_names()])
+    after = ("teacher",) if recipe.method == "none" else ("teacher", "images")
+    work.run.folder_stage(
+        "student", work.inputs(parts, after=after), "student", lambda out: _make(work, out)
+    )
+    work.report("student", 1, 1, {})
+
+
+def _make(work: Work, folder: Path) -> None:
+    if work.recipe.method == "none":
+        student = _adopt(work)
+        facts: dict[str, Any] = {"holdout_agreement": None, "holdout_note": NOT_TRAINED}
+        history: list[dict[str, Any]] = []
+    else:
+        student, facts, history = _distill(work, folder)
+    student.save(folder)
+    write_json(folder / "history.json", history)
+    write_json(folder / "facts.json", {**_describe(student, folder), **facts})
+
+
+def _distill(work: Work, folder: Path) -> tuple[Student, dict[str, Any], list[dict[str, Any]]]:
+    from hydistill_edge.methods.kd import distill
+    from hydistill_edge.models.student import Student
+
+    recipe = work.recipe
+    height, width, channels = recipe.image_size()
+    student = Student.create(
+        str(recipe.student.architecture).removeprefix("zoo:"),
+        classes=recipe.class_names(),
+        channels=channels,
+        size=(height, width),
+        width=recipe.student.width,
+        seed=recipe.seed,
+    )
+
+    def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        work.report("student", done, total, metrics)
+
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    result = distill(
+        work.teacher,
+        student,
+        work.transfer,
+        recipe.training,
+        workdir=checkpoints,
+        seed=recipe.seed,
+        device=work.torch_device,
+        progress=progress,
+    )
+    _remove(checkpoints)
+    facts = {
+        "holdout_agreement": result.holdout_agreement,
+        "holdout_note": "agreement with the teacher on held-out images of the transfer set",
+        "steps": result.steps,
+        "best_step": result.best_step,
+    }
+    write_json(folder / "holdout.json", {"rows": result.holdout_rows.tolist()})
+    return result.student.cpu(), facts, result.history
+
+
+def _adopt(work: Work) -> Student:
+    """Return the user's own network as a student, its input statistics folded in."""
+    from hydistill_edge.models.student import Student
+    from hydistill_edge.models.teacher import Teacher
+
+    recipe = work.recipe
+    section = recipe.student
+    loaded = work.teacher
+    if recipe.teacher is not None:
+        loaded = Teacher.load(
+            Path(str(section.weights)),
+            architecture=section.architecture,
+            classes=recipe.class_names(),
+            spec=_spec(section.input),
+            options=dict(section.options),
+        )
+    return Student.adopt(
+        loaded.network,
+        spec=loaded.spec,
+        classes=recipe.class_names(),
+        architecture=loaded.architecture,
+        options=dict(section.options),
+        channels=recipe.image_size()[2],
+        fold=section.fold_input,
+        seed=recipe.seed,
+    )
+
+
+def _spec(section: Any) -> Any:
+    from hydistill_edge.models.pixels import InputSpec
+
+    return InputSpec(**dict(section))
+
+
+def _describe(student: Student, folder: Path) -> dict[str, Any]:
+    size = student.count()
+    return {
+        "schema_version": 1,
+        "arch": student.architecture,
+        "width": student.width,
+        "params": size.params,
+        "macs": size.macs,
+        "input_note": student.input_note,
+        "digest": student.digest,
+    }
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder)

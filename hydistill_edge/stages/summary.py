@@ -1,0 +1,226 @@
+"""Stage report: everything the run found, as summary.json and as one page."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from hydistill_edge.run_directory import read_json, write_bytes, write_text
+from hydistill_edge.stages import artifacts
+from hydistill_edge.stages.artifacts import Built
+from hydistill_edge.stages.work import Work
+
+PREVIEW_PER_CLASS = 12
+NOT_EVALUATED = "not measured: the recipe names no evaluation images"
+
+
+def run(work: Work) -> None:
+    """Write summary.json and report.html."""
+    from hydistill_edge.report.html import write_report
+
+    work.report("report", 0, 1, {})
+    summary = summarize(work)
+    # Always made anew: it takes a moment, and a report must never show an older run's numbers.
+    write_text(work.path("summary.json"), json.dumps(summary, indent=2) + "\n")
+    save_preview(work)
+    write_report(work.run.path)
+    work.report("report", 1, 1, {})
+
+
+def save_preview(work: Work) -> None:
+    """Write preview.npz: synthetic images of every class, for the report's contact sheet.
+
+    Real images stay out: a report is a thing that people pass on.
+    """
+    transfer = work.transfer
+    labels = transfer.pseudo_labels
+    synthetic = np.flatnonzero(transfer.origins == "synthetic")
+    rows = [
+        synthetic[labels[synthetic] == label][:PREVIEW_PER_CLASS]
+        for label in range(len(work.recipe.class_names()))
+    ]
+    chosen = np.concatenate(rows)
+    path = work.path("preview.npz")
+    if not len(chosen):
+        path.unlink(missing_ok=True)
+        return
+    stream = io.BytesIO()
+    ids = np.array([transfer.ids[int(row)] for row in chosen], np.str_)
+    np.savez_compressed(stream, images=transfer.images(chosen), labels=labels[chosen], ids=ids)
+    write_bytes(path, stream.getvalue())
+
+
+def summarize(work: Work) -> dict[str, Any]:
+    """Return summary.json, schema version 1."""
+    evaluation = _optional(work, "evaluation.json")
+    scores = {entry["name"]: entry for entry in (evaluation or {}).get("models", [])}
+    built = [artifacts.read(work, planned) for planned in work.planned]
+    rows = [_artifact(work, artifact, scores) for artifact in built]
+    student = _student(work, scores)
+    verdicts = [row["passed"] for row in rows] + [gate["passed"] for gate in student["gates"]]
+    return {
+        "schema_version": 1,
+        "name": work.recipe.name,
+        "method": work.recipe.method,
+        "teacher": _teacher(work, scores),
+        "student": student,
+        "transfer": _transfer(work),
+        "artifacts": rows,
+        "wall_s": work.run.wall_s(),
+        "passed": overall(verdicts),
+    }
+
+
+def overall(verdicts: Iterable[bool | None]) -> bool | None:
+    """Return False where anything failed, None where nothing was judged, True otherwise.
+
+    What is not judged here does not fail a build; publishing it asks for a device's receipt.
+    """
+    judged = [verdict for verdict in verdicts if verdict is not None]
+    return all(judged) if judged else None
+
+
+def _teacher(work: Work, scores: Mapping[str, Any]) -> dict[str, Any]:
+    facts = read_json(work.path("teacher.json"))
+    return {
+        **{name: facts[name] for name in ("arch", "params", "macs", "role", "digest")},
+        **_accuracy(scores.get("teacher")),
+    }
+
+
+def _student(work: Work, scores: Mapping[str, Any]) -> dict[str, Any]:
+    facts = read_json(work.path("student", "facts.json"))
+    limit = work.recipe.gates.student_agreement
+    agreement = facts["holdout_agreement"]
+    gates = []
+    if limit is not None:
+        gates.append(
+            {
+                "name": "student agreement on the hold-out",
+                "passed": None if agreement is None else agreement >= limit,
+                "value": agreement,
+                "limit": limit,
+                "why": "" if agreement is not None else "no training, so no hold-out",
+            }
+        )
+    return {
+        **{name: facts[name] for name in ("arch", "width", "params", "macs", "digest")},
+        "teacher_agreement": agreement,
+        "teacher_agreement_note": facts["holdout_note"],
+        **_accuracy(scores.get("student")),
+        "gates": gates,
+    }
+
+
+def _transfer(work: Work) -> dict[str, Any]:
+    manifest = read_json(work.path("transfer", "manifest.json"))
+    origins = manifest["per_origin"]
+    return {
+        "images": manifest["count"],
+        "real": origins.get("real", 0) + origins.get("web", 0),
+        "synthetic": origins.get("synthetic", 0) + origins.get("derived", 0),
+        "bytes": manifest["bytes"]["total"],
+    }
+
+
+def _artifact(work: Work, built: Built, scores: Mapping[str, Any]) -> dict[str, Any]:
+    planned = built.planned
+    parity = _optional(work, "targets", planned.key, "parity.json")
+    latency = _optional(work, "targets", planned.key, "latency.json")
+    score = scores.get(planned.key)
+    gates = list((latency or {}).get("gates", []))
+    drop = _accuracy_drop(work, planned.precision, score, scores.get("student"))
+    verdicts = [
+        parity["passed"] if parity else None,
+        *[gate["passed"] for gate in gates],
+        *([drop["passed"]] if drop else []),
+    ]
+    failed = any(verdict is False for verdict in verdicts)
+    # A simulated proof, or none, is not a proof: such an artifact is judged on its device.
+    proven = parity is not None and parity["passed"] is True and built.simulated_by is None
+    row = {
+        "target": planned.target,
+        "device": planned.profile.name,
+        "precision": planned.precision,
+        "file": str(built.file.relative_to(work.run.path)),
+        "bytes": built.size_bytes,
+        "scheme": (built.facts["scheme"] or {}).get("name"),
+        "note": built.facts["note"],
+        "parity": _parity_line(parity, built),
+        "latency": _latency_line(latency),
+        **_accuracy(score),
+        "student_agreement": score and score["agreement_with_student"],
+        "teacher_agreement": score and score["agreement_with_teacher"],
+        "gates": [*gates, *([drop] if drop else [])],
+        "passed": False if failed else (True if proven else None),
+    }
+    if built.simulated_by and score:
+        row["accuracy_note"] = f"simulated: the same graph run by {built.simulated_by}"
+    return row
+
+
+def _accuracy_drop(
+    work: Work, precision: str, score: Mapping[str, Any] | None, student: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    limit = work.recipe.gates.accuracy_drop_points
+    if limit is None or precision != "int8":
+        return None
+    if score is None or student is None:
+        value, passed = None, None
+    else:
+        value = 100 * (student["accuracy"] - score["accuracy"])
+        passed = value <= limit + 1e-9  # the difference of two fractions is not exact
+    return {
+        "name": "accuracy below the float student",
+        "passed": passed,
+        "value": value,
+        "limit": limit,
+        "unit": "percent points",
+        "why": "" if score else NOT_EVALUATED,
+    }
+
+
+def _accuracy(score: Mapping[str, Any] | None) -> dict[str, Any]:
+    if score is None:
+        return {"accuracy": None, "accuracy_note": NOT_EVALUATED}
+    return {"accuracy": score["accuracy"], "accuracy_note": ""}
+
+
+def _parity_line(parity: Mapping[str, Any] | None, built: Built) -> dict[str, Any]:
+    if parity is None:
+        return {"passed": None, "note": "the parity ladder has not run"}
+    last = next((rung for rung in reversed(parity["rungs"]) if rung["metrics"]), None)
+    metrics = (last or {}).get("metrics") or {}
+    return {
+        "passed": parity["passed"],
+        "snr_db": metrics.get("snr_db"),
+        "top1_agreement": metrics.get("top1_agreement"),
+        "simulated_by": built.simulated_by,
+    }
+
+
+def _latency_line(latency: Mapping[str, Any] | None) -> dict[str, Any]:
+    scope = ((latency or {}).get("scopes") or {}).get("engine")
+    if latency is None or scope is None:
+        note = (latency or {}).get("note") or "latency has not been measured"
+        names = ("scope", "p50_ms", "p90_ms", "p99_ms", "n", "verdict", "measured_on")
+        return {**dict.fromkeys(names), "note": note}
+    return {
+        "scope": "engine",
+        **{name: scope[name] for name in ("p50_ms", "p90_ms", "p99_ms", "n")},
+        "verdict": latency["verdict"],
+        "measured_on": latency["measured_on"],
+        "advisory": latency["advisory"],
+    }
+
+
+def _optional(work: Work, *parts: str) -> dict[str, Any] | None:
+    path = work.path(*parts)
+    if not path.exists():
+        return None
+    value: dict[str, Any] = read_json(path)
+    return value

@@ -1,0 +1,44 @@
+"""Stage teacher: load it once, check the contract, and write down what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hydistill_edge.run_directory import digest_of_file
+from hydistill_edge.stages.work import Work
+
+
+def run(work: Work) -> None:
+    """Write teacher.json."""
+    section = work.recipe.teacher or work.recipe.student
+    parts = [section.model_dump(mode="json"), digest_of_file(Path(str(section.weights)))]
+    if section.architecture and ".py:" in section.architecture:
+        parts.append(digest_of_file(Path(section.architecture.rpartition(":")[0])))
+    work.run.file_stage(
+        "teacher", work.inputs(parts), "teacher.json", lambda: json.dumps(describe(work), indent=2)
+    )
+    work.report("teacher", 1, 1, {})
+
+
+def describe(work: Work) -> dict[str, object]:
+    """Return the facts of the teacher that reports and manifests repeat."""
+    from hydistill_edge.models.counting import count
+
+    teacher, spec = work.teacher, work.teacher.spec
+    size = count(teacher.network, channels=spec.channels, size=(spec.height, spec.width))
+    return {
+        "schema_version": 1,
+        "role": "teacher" if work.recipe.teacher else "the student itself (method none)",
+        "arch": teacher.architecture,
+        "params": size.params,
+        "macs": size.macs,
+        "classes": list(teacher.classes),
+        "input": {"height": spec.height, "width": spec.width, "channels": spec.channels},
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "digest": teacher.digest,
+        "batch_norms": len(teacher.batch_norms()),
+        "shares_classifier": teacher.shares_classifier,
+        "shares_classifier_note": teacher.shares_classifier_note,
+    }

@@ -1,0 +1,164 @@
+"""What the stages of one build share: the recipe, the run directory, and what was made so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydistill_edge import __version__
+from hydistill_edge.errors import MissingFileError
+from hydistill_edge.recipe import Recipe
+from hydistill_edge.run_directory import RunDirectory, digest_of
+from hydistill_edge.targets.base import Precision, TargetName
+from hydistill_edge.targets.profiles import DeviceProfile, load_profile
+
+if TYPE_CHECKING:
+    import torch
+
+    from hydistill_edge.calibration.choose import Partition
+    from hydistill_edge.images.transfer_set import TransferSet
+    from hydistill_edge.models.student import Student
+    from hydistill_edge.models.teacher import Teacher
+
+Report = Callable[[str, int, int, Mapping[str, float]], None]
+"""`report(stage, done, total, metrics)`: how a build tells how far it is."""
+
+
+def quiet(_stage: str, _done: int, _total: int, _metrics: Mapping[str, float]) -> None:
+    """Report to nobody."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One artifact that the recipe asks for."""
+
+    target: TargetName
+    profile: DeviceProfile
+    precision: Precision
+
+    @property
+    def key(self) -> str:
+        """Name of the artifact's folder: target-device-precision."""
+        return f"{self.target}-{self.profile.name}-{self.precision}"
+
+    @property
+    def graph(self) -> str:
+        """File name of the graph that the artifact is made from."""
+        return f"student-batch{self.profile.batch}-opset{self.profile.max_opset}.onnx"
+
+
+class Work:
+    """One build at work. Teacher, student and transfer set are read once, when first asked for."""
+
+    def __init__(self, recipe: Recipe, run: RunDirectory, report: Report) -> None:
+        self.recipe = recipe
+        self.run = run
+        self.report = report
+
+    def path(self, *parts: str) -> Path:
+        """Return a path inside the run directory."""
+        return self.run.path.joinpath(*parts)
+
+    def inputs(self, *parts: Any, after: tuple[str, ...] = ()) -> str:
+        """Return the digest of what a stage is made from.
+
+        Args:
+            parts: plain values: sections of the recipe, fingerprints of files.
+            after: names of the stages whose results it reads; they must be finished.
+
+        Raises:
+            MissingFileError: one of them has not run.
+        """
+        above = []
+        for stage in after:
+            record = self.run.record(stage)
+            if record is None:
+                raise MissingFileError(
+                    f"stage {stage.partition('.')[0]} has not run in {self.run.path}; run it "
+                    "first, or build without --only"
+                )
+            above.append(record.inputs)
+        return digest_of([__version__, parts, above])
+
+    @cached_property
+    def torch_device(self) -> torch.device:
+        """The device that trains: a GPU where there is one."""
+        import torch
+
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The teacher; with method none and no teacher, the user's own student in its place."""
+        from hydistill_edge.models.pixels import InputSpec
+        from hydistill_edge.models.teacher import Teacher
+
+        section = self.recipe.teacher or self.recipe.student
+        if section.weights is None or section.input is None:
+            raise AssertionError("the recipe was validated: one of both has weights and input")
+        loaded = Teacher.load(
+            Path(section.weights),
+            architecture=section.architecture,
+            classes=self.recipe.class_names(),
+            spec=InputSpec(**dict(section.input)),
+            options=dict(section.options),
+        )
+        return loaded.to(self.torch_device)
+
+    @cached_property
+    def transfer(self) -> TransferSet:
+        """The transfer set, read memory-mapped."""
+        from hydistill_edge.images.transfer_set import TransferSet
+
+        return TransferSet.open(self.path("transfer"))
+
+    @cached_property
+    def student(self) -> Student:
+        """The trained student, on the CPU."""
+        from hydistill_edge.models.student import Student
+
+        # A student of the user's own code: the recipe, not the folder, names the code that runs.
+        named = self.recipe.student.architecture
+        code = named if named is not None and ".py:" in named else None
+        return Student.load(self.path("student"), architecture=code)
+
+    @cached_property
+    def partition(self) -> Partition:
+        """Calibration, parity and golden images: three disjoint parts of the transfer set."""
+        from hydistill_edge.calibration.choose import partition
+
+        transfer = self.transfer
+        return partition(
+            hashes=transfer.hashes,
+            pseudo_labels=transfer.pseudo_labels,
+            origins=transfer.origins,
+            may_ship=transfer.may_ship,
+            confidences=transfer.confidences,
+            calibration=self.recipe.calibration.count,
+            parity=self.recipe.parity.images,
+            golden=self.recipe.parity.golden,
+            seed=self.recipe.seed,
+        )
+
+    @cached_property
+    def planned(self) -> list[Planned]:
+        """Every artifact that the recipe asks for, in its order."""
+        return [
+            Planned(entry.target, profile, precision)
+            for entry in self.recipe.targets
+            for profile in (load_profile(entry.device),)
+            for precision in entry.precisions
+        ]
+
+
+def fingerprint(path: Path) -> list[Any]:
+    """Return names, sizes and times of a file, or of everything in a folder: cheap to compare."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return [
+        [str(file.relative_to(path)) if file != path else file.name, stat.st_size, stat.st_mtime_ns]
+        for file in files
+        for stat in (file.stat(),)
+    ]

@@ -1,0 +1,127 @@
+# ruff: noqa: E501 (one case a line reads best)
+"""Recipes: every problem at once, with line and key; every default written out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hydistill_edge.errors import MissingFileError, RecipeError
+from hydistill_edge.recipe import Recipe
+
+GOOD = """\
+name: widgets
+teacher:
+  weights: teacher.safetensors
+  architecture: torchvision:resnet18
+  classes: [scratch, dent]
+  input: {height: 32, width: 32, channels: 3, mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}
+student:
+  architecture: resnet8
+targets:
+  - {target: onnxruntime, device: x86-vnni, precisions: [fp32, int8]}
+"""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A change to the good recipe, and what the message must say."""
+
+    name: str
+    old: str
+    new: str
+    said: tuple[str, ...]
+
+
+CASES = [
+    Broken("misspelt section", "student:", "studnet:", ("line 7: studnet", 'mean "student"')),
+    Broken("misspelt key", "architecture: resnet8", "architectur: resnet8", ("line 8", "did you mean")),
+    Broken("missing key", "name: widgets\n", "", ("name: this key is missing",)),
+    Broken("misspelt setting", "student:", "training: {temprature: 4}\nstudent:", ("training.temprature", "line 7")),
+    Broken("statistics of 0-255 pixels", "mean: [0.5, 0.5, 0.5]", "mean: [127, 127, 127]", ("line 6", "divided by 255")),
+    Broken("too few statistics", "std: [0.2, 0.2, 0.2]", "std: [0.2]", ("1 values for 3 channels",)),
+    Broken("size with a unit", "height: 32", "height: 32px", ("line 6", "32px")),
+    Broken("percent for a fraction", "student:", "gates: {student_agreement: 95}\nstudent:", ("line 7", "write 0.95")),
+    Broken("unknown network", "architecture: resnet8", "architecture: resnet9x", ("line 8", 'mean "resnet9"')),
+    Broken("unknown device", "x86-vnni", "x86-vnnni", ("line 10", "x86-vnni")),
+    Broken("precision the device lacks", "[fp32, int8]", "[fp16]", ("line 10", "not in fp16")),
+    Broken("target the device lacks", "onnxruntime, device: x86-vnni", "tensorrt, device: x86-vnni", ("does not run tensorrt",)),
+    Broken("class twice", "[scratch, dent]", "[dent, dent]", ("line 2", "twice: dent")),
+    Broken("no architecture", "  architecture: torchvision:resnet18\n", "", ("weights alone are no network",)),
+    Broken("own weights with kd", "architecture: resnet8", "weights: a.onnx", ("trains a new student",)),
+    Broken("none without weights", "student:", "method: none\nstudent:", ("give student.weights",)),
+    Broken("no image at all", "student:", "images: {synthetic: {count: 0}}\nstudent:", ("no image to work with",)),
+    Broken("fewer images than classes", "student:", "images: {synthetic: {count: 1}}\nstudent:", ("cannot cover 2 classes",)),
+    Broken("evaluation without labels", "student:", "evaluation: {kind: npz, path: a.npz}\nstudent:", ("use_labels",)),
+    Broken("unknown kind of source", "student:", "images: {real: [{kind: zip, path: a}]}\nstudent:", ("line 7", "zip")),
+    Broken("key twice", "student:", "name: gadgets\nstudent:", ("line 7", '"name" stands twice')),
+    Broken("broken YAML", "name: widgets", "name: [widgets", ("line", "broken YAML")),
+    Broken("object tag", "name: widgets", "name: !!python/object/apply:os.system [ls]", ("line 1",)),
+    Broken("wrong type", "  architecture: resnet8", "  - resnet8", ("student",)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_recipe_is_refused_with_line_and_key(case: Broken) -> None:
+    assert case.old in GOOD
+    with pytest.raises(RecipeError) as refused:
+        Recipe.parse(GOOD.replace(case.old, case.new, 1))
+    for words in case.said:
+        assert words in str(refused.value)
+
+
+def test_every_problem_is_told_at_once() -> None:
+    text = GOOD.replace("name: widgets", "nam: widgets").replace("height: 32", "height: 0")
+    text = text.replace("target: onnxruntime", "target: onnxruntim")
+    with pytest.raises(RecipeError) as refused:
+        Recipe.parse(text)
+    assert len(refused.value.problems) == 4  # nam, name, height, target
+
+
+def test_resolved_recipe_has_every_default_and_reads_back_the_same() -> None:
+    recipe = Recipe.parse(GOOD)
+    plain = yaml.safe_load(recipe.to_yaml())
+    assert plain["calibration"]["count"] == 256
+    assert plain["training"]["temperature"] > 0
+    assert plain["images"]["synthetic"]["inversion"]["iterations"] > 0
+    assert Recipe.parse(recipe.to_yaml()) == recipe
+
+
+def test_paths_start_at_the_recipes_folder(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(GOOD)
+    with pytest.raises(MissingFileError, match=r"teacher\.safetensors"):
+        Recipe.load(tmp_path / "recipe.yaml")
+    (tmp_path / "teacher.safetensors").touch()
+    recipe = Recipe.load(tmp_path / "recipe.yaml")
+    assert recipe.teacher is not None
+    assert recipe.teacher.weights == str(tmp_path / "teacher.safetensors")
+
+
+def test_missing_and_binary_recipe_files_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="hydistill init"):
+        Recipe.load(tmp_path / "absent.yaml")
+    (tmp_path / "noise.yaml").write_bytes(bytes(range(256)))
+    with pytest.raises(RecipeError, match="not a text file"):
+        Recipe.load(tmp_path / "noise.yaml")
+
+
+def test_method_none_needs_no_teacher() -> None:
+    inner = "  classes: [scratch, dent]\n" + GOOD.splitlines(keepends=True)[5]
+    recipe = Recipe.parse(
+        "name: own\nmethod: none\nstudent:\n  weights: own.onnx\n"
+        + inner
+        + "targets:\n  - {target: openvino, device: x86-vnni}\n"
+    )
+    assert recipe.class_names() == ("scratch", "dent")
+    assert recipe.training is None
+
+
+def test_schema_names_the_settings_of_images_and_method() -> None:
+    schema = Recipe.json_schema()
+    assert schema["additionalProperties"] is False
+    assert "iterations" in schema["$defs"]["Inversion"]["properties"]
+    assert schema["properties"]["training"]["anyOf"][0]["$ref"].endswith("KDSettings")
+    assert schema["$defs"]["ImageSection"]["properties"]["real"]["items"]["$ref"].endswith("Source")
