@@ -37,7 +37,7 @@ def kd_kl_mixed(
     teacher_logits: Tensor,
     partner_logits: Tensor,
     *,
-    share: float,
+    share: Tensor,
     temperature: float = 4.0,
 ) -> Tensor:
     """Return `kd_kl` towards a mixture of two teacher distributions, batch mean.
@@ -49,7 +49,7 @@ def kd_kl_mixed(
         student_logits: shape (N, C), of the mixed images; gradients flow here.
         teacher_logits: shape (N, C), of the images `a`; detached.
         partner_logits: shape (N, C), of the images `b`; detached.
-        share: weight of `a`, in [0, 1].
+        share: shape (N,), weight of `a` in each image, in [0, 1].
         temperature: softening T > 0.
 
     Returns:
@@ -63,11 +63,12 @@ def kd_kl_mixed(
     """
     check_same_shape(student_logits, teacher_logits)
     check_same_shape(student_logits, partner_logits)
+    check_same_shape(student_logits[:, 0], share)
     log_p = F.log_softmax(_wide(student_logits) / temperature, dim=-1)
     target = torch.lerp(
         F.softmax(_wide(partner_logits.detach()) / temperature, dim=-1),
         F.softmax(_wide(teacher_logits.detach()) / temperature, dim=-1),
-        share,
+        share[:, None],
     )
     return F.kl_div(log_p, target, reduction="batchmean") * temperature**2
 
