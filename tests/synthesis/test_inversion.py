@@ -1,0 +1,214 @@
+"""Images from a network alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hydistill_edge.errors import MethodError, UsageError
+from hydistill_edge.models.pixels import InputSpec
+from hydistill_edge.models.student import Student
+from hydistill_edge.models.teacher import Teacher
+from hydistill_edge.synthesis.inversion import (
+    NO_BATCH_NORM_NOTE,
+    InversionSettings,
+    Inverted,
+    invert,
+)
+
+CLASSES = ("rows", "columns", "nothing")
+SPEC = InputSpec(8, 8, 1, (0.3,), (0.25,))
+QUICK = InversionSettings(iterations=20, batch=12, precision="float32")
+
+
+def stripes(generator: torch.Generator, channels: int) -> tuple[Tensor, Tensor]:
+    """Return noisy images of horizontal stripes, vertical stripes and nothing, with classes."""
+    targets = torch.randint(0, 3, (48,), generator=generator)
+    line = (torch.arange(8) % 4 < 2).float()
+    patterns = torch.stack([line[:, None].expand(8, 8), line.expand(8, 8), torch.zeros(8, 8)])
+    noise = torch.rand(48, channels, 8, 8, generator=generator)
+    return (0.7 * patterns[targets][:, None] + 0.3 * noise - 0.3) / 0.25, targets
+
+
+@cache
+def weights(norm: bool, channels: int) -> dict[str, Tensor]:
+    """Return the weights of a tiny network that tells the three patterns apart."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = untrained(norm, channels)
+    optimizer = torch.optim.Adam(layers.parameters(), lr=0.02)
+    for _ in range(60):
+        images, targets = stripes(generator, channels)
+        optimizer.zero_grad()
+        torch.autograd.backward(F.cross_entropy(layers(images), targets))
+        optimizer.step()
+    return layers.state_dict()
+
+
+def untrained(norm: bool, channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 3, padding=1),
+        nn.BatchNorm2d(6) if norm else nn.Identity(),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3, stride=2),
+        nn.BatchNorm2d(8) if norm else nn.Identity(),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    )
+
+
+def network(norm: bool = True, channels: int = 1) -> nn.Sequential:
+    layers = untrained(norm, channels)
+    layers.load_state_dict(weights(norm, channels))
+    return layers
+
+
+def teacher(norm: bool = True, channels: int = 1) -> Teacher:
+    spec = replace(SPEC, channels=channels, mean=(0.3,) * channels, std=(0.25,) * channels)
+    return Teacher.wrap(network(norm, channels), classes=CLASSES, spec=spec)
+
+
+@pytest.fixture(scope="module")
+def inverted() -> Inverted:
+    return invert(teacher(), count=24, settings=replace(QUICK, iterations=40), seed=1)
+
+
+def test_images_are_valid_pixels_of_the_input_size(inverted: Inverted) -> None:
+    assert inverted.images.shape == (24, 8, 8, 1)
+    assert inverted.images.dtype == np.uint8
+    assert inverted.images.std() > 20
+
+
+def test_classes_are_balanced_and_hit(inverted: Inverted) -> None:
+    assert np.bincount(inverted.targets).tolist() == [8, 8, 8]
+    assert inverted.hit > 0.9
+
+
+def test_statistics_come_closer_when_images_are_optimized(inverted: Inverted) -> None:
+    first, last = inverted.history[0], inverted.history[3]
+    assert (first["batch"], last["iteration"]) == (0, 40)
+    assert last["bn"] < first["bn"]
+    assert inverted.bn_distance is not None
+    assert inverted.bn_distance < 2 * last["bn"] + 0.01  # rounding to uint8 costs little
+
+
+def test_history_has_every_term(inverted: Inverted) -> None:
+    terms = {"bn", "class_prior", "diversity", "total_variation", "l2", "loss", "hit"}
+    assert terms <= set(inverted.history[0])
+    assert inverted.images_per_second > 0
+
+
+def test_images_are_the_same_when_seed_is_the_same() -> None:
+    first, second, other = (invert(teacher(), count=6, settings=QUICK, seed=s) for s in (3, 3, 4))
+    np.testing.assert_array_equal(first.images, second.images)
+    assert (first.images != other.images).any()
+
+
+def test_last_batch_is_as_large_as_the_others_when_count_does_not_divide() -> None:
+    result = invert(teacher(), count=13, settings=replace(QUICK, iterations=2))
+    assert len(result.images) == 13
+    assert np.bincount(result.targets).tolist() == [5, 4, 4]
+
+
+def test_source_is_as_it_was_when_images_are_made() -> None:
+    student = Student(network(), architecture="", classes=CLASSES, channels=1, size=(8, 8)).train()
+    before = student.digest
+    invert(student, count=3, settings=replace(QUICK, iterations=2))
+    assert student.training
+    assert all(p.requires_grad and p.grad is None for p in student.parameters())
+    assert student.digest == before
+
+
+def test_grey_images_are_made_for_a_color_network() -> None:
+    result = invert(teacher(channels=3), count=3, channels=1, settings=replace(QUICK, iterations=2))
+    assert result.images.shape == (3, 8, 8, 1)
+
+
+def test_note_says_so_when_network_has_no_batch_norm() -> None:
+    result = invert(teacher(norm=False), count=6, settings=QUICK)
+    assert (result.note, result.bn_distance) == (NO_BATCH_NORM_NOTE, None)
+    assert result.hit > 0.8
+
+
+def test_images_are_finite_when_a_running_variance_is_zero() -> None:
+    source = teacher()
+    norm = source.batch_norms()[0][1]
+    assert norm.running_var is not None
+    norm.running_var[0] = 0.0
+    result = invert(source, count=6, settings=QUICK)
+    assert np.isfinite(result.history[-1]["loss"])
+
+
+def test_layer_weight_moves_the_effort_to_its_layer() -> None:
+    settings = replace(QUICK, layer_weights={"1": 0.0, "4": 0.0})
+    plain = invert(teacher(), count=12, settings=QUICK)
+    without = invert(teacher(), count=12, settings=settings)
+    assert without.history[-1]["bn"] == 0.0
+    assert plain.bn_distance is not None
+    assert without.bn_distance is not None
+    assert plain.bn_distance < without.bn_distance
+
+
+def test_flip_and_jitter_change_the_images() -> None:
+    base = replace(QUICK, iterations=4)
+    plain = invert(teacher(), count=3, settings=base).images
+    moved = invert(teacher(), count=3, settings=replace(base, flip=True, jitter=2)).images
+    assert (plain != moved).any()
+
+
+def test_bf16_images_are_nearly_as_close() -> None:
+    result = invert(teacher(), count=12, settings=replace(QUICK, precision="bf16"))
+    exact = invert(teacher(), count=12, settings=QUICK)
+    assert result.bn_distance is not None
+    assert exact.bn_distance is not None
+    assert result.bn_distance < exact.bn_distance + 0.05
+
+
+def test_progress_ends_with_the_total() -> None:
+    seen: list[tuple[int, int]] = []
+
+    def note(done: int, total: int, terms: Mapping[str, float]) -> None:
+        seen.append((done, total))
+
+    invert(teacher(), count=24, settings=QUICK, progress=note)
+    assert seen == [(10, 40), (20, 40), (30, 40), (40, 40)]
+
+
+def test_inversion_is_refused_when_network_is_constant() -> None:
+    constant = network()
+    nn.init.zeros_(list(constant.parameters())[-2])
+    with pytest.raises(MethodError, match="same logits"):
+        invert(Teacher.wrap(constant, classes=CLASSES, spec=SPEC), count=6)
+
+
+def test_inversion_is_refused_when_weights_turn_nan() -> None:
+    source = teacher()
+    with torch.no_grad():
+        next(source.parameters()).fill_(float("nan"))
+    with pytest.raises(MethodError, match="NaN"):
+        invert(source, count=6)
+
+
+def test_inversion_is_refused_when_there_are_fewer_images_than_classes() -> None:
+    with pytest.raises(UsageError, match=r"2 images.*3 classes"):
+        invert(teacher(), count=2)
+
+
+def test_inversion_is_refused_when_a_layer_is_unknown() -> None:
+    with pytest.raises(UsageError, match=r"names bn9; the BatchNorm layers are 1, 4"):
+        invert(teacher(), count=3, settings=replace(QUICK, layer_weights={"bn9": 1.0}))
+
+
+def test_settings_list_every_problem_when_values_are_out_of_range() -> None:
+    with pytest.raises(UsageError, match=r"(?s)iterations is 0.*bn is -1.*confidence.*jitter"):
+        InversionSettings(iterations=0, bn=-1.0, confidence=(0.9, 0.5), jitter=-1)
