@@ -1,0 +1,228 @@
+"""Logit distillation from a transfer set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hydistill_edge.errors import MethodError, UsageError
+from hydistill_edge.images.augment import AugmentSettings
+from hydistill_edge.images.transfer_set import TransferSet, TransferSetWriter
+from hydistill_edge.methods import kd
+from hydistill_edge.methods.kd import Distilled, KDSettings, distill
+from hydistill_edge.models.pixels import InputSpec
+from hydistill_edge.models.student import Student
+from hydistill_edge.models.teacher import Teacher
+from hydistill_edge.objectives.logits import kd_kl
+
+CLASSES = ("dark", "light")
+QUICK = KDSettings(
+    steps=30, batch=16, evaluations=3, precision="float32", checkpoint_seconds=0.0, flip=False
+)
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+def tiny_network(channels: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+    ).extend([nn.Flatten(), nn.Linear(4, 2)])
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    """Tells light images from dark ones, by construction."""
+    layer = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[-6.0], [6.0]]))
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), layer)
+    return Teacher.wrap(network, classes=CLASSES, spec=InputSpec(8, 8, 1, (0.5,), (0.25,)))
+
+
+def new_student(seed: int = 0) -> Student:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = tiny_network()
+    return Student(network, architecture="", classes=CLASSES, channels=1, size=(8, 8))
+
+
+def write_set(
+    folder: Path,
+    teacher: Teacher,
+    *,
+    real: int = 24,
+    synthetic: int = 40,
+    digest: str | None = None,
+) -> TransferSet:
+    choice = np.random.default_rng(0)
+    with TransferSetWriter(
+        folder,
+        size=(8, 8),
+        channels=1,
+        classes=teacher.classes,
+        teacher_digest=digest or teacher.digest,
+    ) as writer:
+        for origin, count in (("real", real), ("synthetic", synthetic)):
+            if count:
+                level = choice.integers(40, 216, (count, 1, 1, 1))
+                images = (level + choice.integers(-40, 40, (count, 8, 8, 1))).astype(np.uint8)
+                logits = teacher(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+                ids = [f"{origin}-{number}" for number in range(count)]
+                writer.add(images, logits, origin=origin, ids=ids)  # type: ignore[arg-type]
+    return TransferSet.open(folder)
+
+
+@pytest.fixture(scope="module")
+def transfer(tmp_path_factory: pytest.TempPathFactory, teacher: Teacher) -> TransferSet:
+    return write_set(tmp_path_factory.mktemp("sets") / "transfer", teacher)
+
+
+def run(
+    teacher: Teacher, transfer: TransferSet, workdir: Path, settings: KDSettings = QUICK
+) -> Distilled:
+    return distill(teacher, new_student(), transfer, settings, workdir=workdir, seed=2)
+
+
+@pytest.mark.parametrize("view", ["augmented", "stored"])
+def test_student_learns_to_agree_with_teacher(
+    teacher: Teacher, transfer: TransferSet, tmp_path: Path, view: str
+) -> None:
+    settings = replace(QUICK, steps=80, teacher_view=view)  # type: ignore[arg-type]
+    distilled = run(teacher, transfer, tmp_path, settings)
+    assert distilled.holdout_agreement >= 0.8
+    assert len(distilled.holdout_rows) == 6
+    assert distilled.history[-1]["holdout_kl"] < distilled.history[0]["holdout_kl"]
+
+
+def test_history_tells_real_from_synthetic(
+    teacher: Teacher, transfer: TransferSet, tmp_path: Path
+) -> None:
+    distilled = run(teacher, transfer, tmp_path)
+    entry = distilled.history[-1]
+    assert {"step", "lr", "loss", "holdout_agreement", "holdout_kl"} <= set(entry)
+    parts = 2 * entry["holdout_agreement_real"] + 4 * entry["holdout_agreement_synthetic"]
+    assert entry["holdout_agreement"] == pytest.approx(parts / 6)
+
+
+def test_student_is_in_eval_mode_and_teacher_untouched(
+    teacher: Teacher, transfer: TransferSet, tmp_path: Path
+) -> None:
+    distilled = run(teacher, transfer, tmp_path)
+    assert not distilled.student.training
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("step", [1, 13])
+def test_student_is_the_same_when_training_is_killed_and_resumed(
+    teacher: Teacher,
+    transfer: TransferSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+) -> None:
+    def dying(*args: object, **kwargs: object) -> torch.Tensor:
+        if left.pop() == 0:
+            raise Killed
+        return kd_kl(*args, **kwargs)  # type: ignore[arg-type]
+
+    settings, left = replace(QUICK, evaluations=1), list(range(step + 1))
+    monkeypatch.setattr(kd, "kd_kl", dying)
+    with pytest.raises(Killed):
+        run(teacher, transfer, tmp_path / "cut", settings)
+    monkeypatch.undo()
+    resumed = run(teacher, transfer, tmp_path / "cut", settings)
+    whole = run(teacher, transfer, tmp_path / "whole", settings)
+    assert resumed.resumed_at == step
+    assert resumed.student.digest == whole.student.digest
+
+
+def test_set_on_disk_gives_the_same_student_as_one_in_memory(
+    teacher: Teacher, transfer: TransferSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident = run(teacher, transfer, tmp_path / "memory")
+    monkeypatch.setattr(kd, "RESIDENT_BYTES", 0)
+    mapped = run(teacher, transfer, tmp_path / "disk")
+    assert mapped.student.digest == resident.student.digest
+
+
+@pytest.mark.parametrize(("share", "real"), [(None, 6), (0.5, 8), (0.0, 0), (1.0, 16)], ids=str)
+def test_batch_holds_the_asked_share_of_real_images(
+    transfer: TransferSet, share: float | None, real: int
+) -> None:
+    draws = kd._Draws(transfer, np.arange(len(transfer)), replace(QUICK, real_share=share), 0)
+    batch = draws.at(3)
+    assert len(batch) == 16
+    assert int((transfer.origins[batch] == "real").sum()) == real
+
+
+def test_share_is_ignored_when_all_images_are_of_one_origin(
+    teacher: Teacher, tmp_path: Path
+) -> None:
+    only_real = write_set(tmp_path / "real", teacher, synthetic=0)
+    draws = kd._Draws(only_real, np.arange(24), replace(QUICK, real_share=0.0), 0)
+    assert len(draws.at(0)) == 16
+
+
+def test_held_out_images_are_never_trained_on(transfer: TransferSet) -> None:
+    train_on, held_out = kd._split(transfer, 0.1, seed=0)
+    assert not set(train_on) & set(held_out)
+    assert len(train_on) + len(held_out) == len(transfer)
+
+
+def test_one_image_is_held_out_when_the_set_is_tiny(teacher: Teacher, tmp_path: Path) -> None:
+    tiny = write_set(tmp_path / "tiny", teacher, real=2, synthetic=2)
+    train_on, held_out = kd._split(tiny, 0.1, seed=0)
+    assert (len(train_on), len(held_out)) == (3, 1)
+
+
+def test_no_image_is_mirrored_when_flip_is_off() -> None:
+    assert KDSettings(flip=False).augmentation((32, 32)).flip == 0.0
+    assert KDSettings().augmentation((32, 32)) == AugmentSettings(crop_pad=4, flip=0.5, cutout=8)
+    assert KDSettings(augment=AugmentSettings(rotate=5)).augmentation((8, 8)).crop_pad == 0
+
+
+def test_progress_reaches_the_total(
+    teacher: Teacher, transfer: TransferSet, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def note(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        seen.append((done, total))
+
+    distill(teacher, new_student(), transfer, QUICK, workdir=tmp_path, progress=note)
+    assert seen[-1] == (30, 30)
+
+
+def test_distillation_is_refused_when_classes_differ(
+    teacher: Teacher, transfer: TransferSet, tmp_path: Path
+) -> None:
+    other = Student(tiny_network(), architecture="", classes=("x", "y"), channels=1, size=(8, 8))
+    with pytest.raises(MethodError, match="student has the classes x, y"):
+        distill(teacher, other, transfer, QUICK, workdir=tmp_path)
+
+
+def test_distillation_is_refused_when_set_is_of_another_teacher(
+    teacher: Teacher, tmp_path: Path
+) -> None:
+    foreign = write_set(tmp_path / "set", teacher, digest="0" * 64)
+    with pytest.raises(MethodError, match="another teacher"):
+        run(teacher, foreign, tmp_path / "work")
+
+
+def test_distillation_is_refused_when_there_is_one_image(teacher: Teacher, tmp_path: Path) -> None:
+    single = write_set(tmp_path / "set", teacher, real=1, synthetic=0)
+    with pytest.raises(MethodError, match="at least 2"):
+        run(teacher, single, tmp_path / "work")
+
+
+def test_settings_list_every_problem_when_values_are_out_of_range() -> None:
+    with pytest.raises(UsageError, match=r"(?s)batch is 1.*temperature is 0.*holdout.*steps is 0"):
+        KDSettings(batch=1, temperature=0, holdout=0.0, steps=0)
