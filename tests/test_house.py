@@ -54,8 +54,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *(f"bundle.{name}" for name in ("manifest", "pack", "golden", "reject")),
         "images.resize",  # one resize for host and device
     ),
-    # The modules beside the rooms put them together. The first five know no room.
-    "recipes": (),  # YAML files
+    # The modules beside the rooms put them together. The first five know no room but each other.
+    "recipes": ("run_directory",),  # YAML files, and how to copy one
     "yaml_lines": (),
     "run_directory": (),
     "metrics": (),
@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "profiling": ("recipe", "run_directory", "build", "stages", "bundle", "device", "targets"),
     "demo": ("recipe", "run_directory", "build", "stages.work", *TRAINING_SIDE),
     "cli": (
-        *("build", "ship", "device", "tuning", "recipe"),
+        *("build", "ship", "device", "tuning", "recipe", "recipes"),
         *("demo", "inspection", "evaluation", "profiling"),
         "stages.summary",  # the verdict of verify and profile is that of a build
         "bundle.pack",  # bundle inspect, verify, unpack
