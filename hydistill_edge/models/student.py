@@ -254,7 +254,8 @@ class Student(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         weights = save_safetensors(
             {
-                name: tensor.detach().cpu().clone()
+                # Training leaves channels_last tensors behind; the format wants plain ones.
+                name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
                 for name, tensor in self.network.state_dict().items()
             }
         )

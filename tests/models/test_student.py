@@ -64,6 +64,13 @@ def test_saved_student_describes_itself(tmp_path: Path) -> None:
     ]
 
 
+def test_student_trained_channels_last_comes_back_when_saved(tmp_path: Path) -> None:
+    student = tiny()
+    student.to(memory_format=torch.channels_last)
+    student.save(tmp_path)
+    assert Student.load(tmp_path).digest == student.digest
+
+
 def test_load_refuses_when_weights_and_description_do_not_belong_together(tmp_path: Path) -> None:
     tiny().save(tmp_path / "a")
     other = Student.create("resnet8", classes=CLASSES, channels=1, size=(8, 8), width=0.5, seed=4)
