@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from hydistill_edge.stages.work import Work
 if TYPE_CHECKING:
     from hydistill_edge.models.student import Student
 
+CHECKPOINTS = "checkpoints"
 NOT_TRAINED = "method none: the student is the user's own, so nothing was held out"
 
 
@@ -40,6 +42,8 @@ def _make(work: Work, folder: Path) -> None:
     student.save(folder)
     write_json(folder / "history.json", history)
     write_json(folder / "facts.json", {**_describe(student, folder), **facts})
+    # Last, so that a disk that is full by now costs no training.
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def _distill(work: Work, folder: Path) -> tuple[Student, dict[str, Any], list[dict[str, Any]]]:
@@ -60,7 +64,7 @@ def _distill(work: Work, folder: Path) -> tuple[Student, dict[str, Any], list[di
     def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
         work.report("student", done, total, metrics)
 
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder / CHECKPOINTS
     checkpoints.mkdir(exist_ok=True)
     result = distill(
         work.teacher,
@@ -72,7 +76,6 @@ def _distill(work: Work, folder: Path) -> tuple[Student, dict[str, Any], list[di
         device=work.torch_device,
         progress=progress,
     )
-    _remove(checkpoints)
     facts = {
         "holdout_agreement": result.holdout_agreement,
         "holdout_note": "agreement with the teacher on held-out images of the transfer set",
@@ -128,9 +131,3 @@ def _describe(student: Student, folder: Path) -> dict[str, Any]:
         "input_note": student.input_note,
         "digest": student.digest,
     }
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)
