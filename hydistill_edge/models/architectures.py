@@ -97,7 +97,7 @@ def _call(architecture: str, build: Callable[[], Any]) -> nn.Module:
         network = build()
     except HydistillError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a training script may end the process
         raise TeacherError(
             f'architecture "{architecture}" cannot be built: {type(error).__name__}: {error}; '
             "check the options, which are its factory's keyword arguments"

@@ -12,8 +12,26 @@ from numpy.typing import NDArray
 from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.teacher import Teacher
 
-CIFAR_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
-STEEL_CLASSES = "crazing inclusion patches pitted_surface rolled-in_scale scratches".split()
+CIFAR_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+STEEL_CLASSES = (
+    "crazing",
+    "inclusion",
+    "patches",
+    "pitted_surface",
+    "rolled-in_scale",
+    "scratches",
+)
 
 
 def read_test_split(folder: Path, count: int) -> tuple[torch.Tensor, NDArray[np.int64]]:

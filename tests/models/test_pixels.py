@@ -58,7 +58,7 @@ def test_gradients_flow_through_every_adaption() -> None:
     ],
 )
 def test_pixels_are_refused_when_they_cannot_be_images(pixels: torch.Tensor) -> None:
-    with pytest.raises(ShapeError, match="expected|only"):
+    with pytest.raises(ShapeError, match=r"expected|only"):
         PixelInput(RGB)(pixels)
 
 

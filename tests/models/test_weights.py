@@ -127,7 +127,7 @@ def test_truncated_file_is_refused(tmp_path: Path, suffix: str) -> None:
 def test_foreign_zip_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
         archive.writestr("a/b.txt", "text")
-    with pytest.raises(TeacherError, match="torch.save did not write"):
+    with pytest.raises(TeacherError, match=r"torch\.save did not write"):
         read_weights(tmp_path / "w.zip")
 
 
