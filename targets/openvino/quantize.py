@@ -61,7 +61,6 @@ def quantize_by_data(model: Any, graph: Graph, calibration: Calibration) -> Any:
             else nncf.QuantizationPreset.MIXED,
             target_device=nncf.TargetDevice.CPU,
             subset_size=len(batches),
-            fast_bias_correction=True,
             advanced_parameters=_advanced(nncf, scheme),
         )
 
@@ -135,6 +134,11 @@ def _advanced(nncf: Any, scheme: Scheme) -> Any:
     estimators = nncf.quantization.range_estimator.RangeEstimatorParametersSet
     return nncf.AdvancedQuantizationParameters(
         overflow_fix=overflow,
+        # NNCF's bias correction moves the biases towards the mean error over the calibration
+        # images. Where ranges are wide enough to clip nothing there is no such error to mend, and
+        # the correction itself was the larger one: a residual student's int8 logits had 20.8 dB
+        # with it and 35.4 dB without.
+        disable_bias_correction=True,
         activations_range_estimator_params=getattr(estimators, ESTIMATORS[scheme.range_estimator]),
     )
 
