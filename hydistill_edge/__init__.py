@@ -9,7 +9,9 @@ Importing this package is cheap: neither torch nor a runtime is loaded before it
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +27,17 @@ _HOME = {
     "Recipe": "hydistill_edge.recipe",
     "build": "hydistill_edge.build",
 }
+
+
+class _Package(ModuleType):
+    """This package: `build` is the function, also after the module of that name was imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):  # what importing build.py does
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -345,6 +345,17 @@ def test_exported_name_is_there(name: str) -> None:
     assert getattr(hydistill_edge, name) is not None
 
 
+SHADOWED = """
+import hydistill_edge.build
+from hydistill_edge import build
+print(build is sys.modules["hydistill_edge.build"].build)
+"""
+
+
+def test_build_is_the_function_when_its_module_was_imported_before() -> None:
+    assert run_python("import sys" + SHADOWED) == "True\n"
+
+
 def test_unknown_name_is_refused() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'biuld'"):
         _ = importlib.import_module(PACKAGE).biuld
