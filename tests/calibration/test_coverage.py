@@ -197,11 +197,11 @@ EVEN = np.arange(100) % 2
 USUAL = [
     Usual("one in ten is strong", np.where(np.arange(100) % 10 == 0, 30.0, 1.0), EVEN),
     Usual(
-        "a rare class is strong", np.array([1.0] * 192 + [9.0] * 8), np.array([0] * 192 + [1] * 8)
+        "a rare class is strong", np.array([1.0] * 192 + [90.0] * 8), np.array([0] * 192 + [1] * 8)
     ),
     Usual("a tensor that is nearly always zero", np.array([0.0] * 99 + [5.0]), EVEN),
     Usual("too few to judge", np.array([1.0, 1.0, 90.0]), np.zeros(3, int)),
-    Usual("three times the others", np.array([1.0] * 99 + [3.0]), EVEN),
+    Usual("ten times the others", np.array([1.0] * 99 + [10.0]), EVEN),
 ]
 
 
