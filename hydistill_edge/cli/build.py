@@ -69,25 +69,27 @@ def show(result: Build, *, json: bool) -> None:
 
 def summary_table(summary: dict[str, Any]) -> Any:
     """Return the summary's artifacts as a table, teacher and student on top."""
-    made = table("model", "accuracy>", "agrees with teacher>", "p50>", "size>", "verdict")
+    made = table("model", "device", "accuracy>", "agrees>", "p50>", "size>", "gates")
     for role in ("teacher", "student"):
         model = summary.get(role) or {}
         made.add_row(
-            f"{role} {model.get('arch', '')}",
+            role,
+            str(model.get("arch", "")).removeprefix("zoo:"),
             percent(model.get("accuracy")),
-            percent(model.get("teacher_agreement")),
+            "" if role == "teacher" else percent(model.get("teacher_agreement")),
             "",
-            f"{model.get('params', 0) / 1e6:.3g} M parameters",
+            f"{model.get('params', 0) / 1e6:.3g} M",
             "",
         )
     for artifact in summary["artifacts"]:
         latency = artifact.get("latency") or {}
         made.add_row(
-            f"{artifact['target']} {artifact['precision']} on {artifact['device']}",
+            f"{artifact['target']} {artifact['precision']}",
+            artifact["device"],
             percent(artifact.get("accuracy")),
             percent(artifact.get("teacher_agreement")),
             milliseconds(latency.get("p50_ms")),
-            f"{artifact['bytes'] / 1024:.0f} KiB",
+            f"{artifact['bytes'] / 1024:.0f} K",
             verdict(artifact["passed"]),
         )
     return made

@@ -53,7 +53,7 @@ def table(*columns: str, title: str | None = None) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     for column in columns:
         right = column.endswith(">")
         made.add_column(column.rstrip(">"), justify="right" if right else "left", overflow="fold")
@@ -72,7 +72,7 @@ def milliseconds(value: float | None) -> str:
 
 def verdict(passed: bool | None) -> str:
     """Return the word for a gate's value, in rich markup."""
-    return {True: "[green]passed[/]", False: "[red]failed[/]", None: "[yellow]not judged here[/]"}[
+    return {True: "[green]passed[/]", False: "[red]failed[/]", None: "[yellow]not judged[/]"}[
         passed
     ]
 

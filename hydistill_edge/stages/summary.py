@@ -94,6 +94,7 @@ def _teacher(work: Work, scores: Mapping[str, Any]) -> dict[str, Any]:
 
 def _student(work: Work, scores: Mapping[str, Any]) -> dict[str, Any]:
     facts = read_json(work.path("student", "facts.json"))
+    score = scores.get("student")
     limit = work.recipe.gates.student_agreement
     agreement = facts["holdout_agreement"]
     gates = []
@@ -109,9 +110,10 @@ def _student(work: Work, scores: Mapping[str, Any]) -> dict[str, Any]:
         )
     return {
         **{name: facts[name] for name in ("arch", "width", "params", "macs", "digest")},
-        "teacher_agreement": agreement,
-        "teacher_agreement_note": facts["holdout_note"],
-        **_accuracy(scores.get("student")),
+        "holdout_agreement": agreement,
+        "teacher_agreement": score["agreement_with_teacher"] if score else agreement,
+        "teacher_agreement_note": "on the evaluation images" if score else facts["holdout_note"],
+        **_accuracy(score),
         "gates": gates,
     }
 
