@@ -299,8 +299,8 @@ def _explained(
 def _covering_reason(coverage: Covering, count: int) -> str:
     covered, bins = coverage.bins
     text = (
-        f"the fewest found of {coverage.candidates} images, balanced over the classes, that cover "
-        f"{covered} of {bins} activation bins of {len(coverage.layers)} tensors"
+        f"{count} images, the fewest found among {coverage.candidates}, balanced over the classes, "
+        f"that cover {covered} of {bins} activation bins of {len(coverage.layers)} tensors"
     )
     if not coverage.complete:
         text += f"; more than {count} images would be needed for the rest"

@@ -430,7 +430,7 @@ def test_covering_choice_looks_at_a_balanced_draw_when_there_are_too_many() -> N
 
     assert choice.coverage is not None
     assert choice.coverage.candidates == 50
-    assert "of 50 images" in choice.reason
+    assert "the fewest found among 50, balanced" in choice.reason
 
 
 def test_covering_choice_says_what_is_missing_when_the_count_is_too_small() -> None:
