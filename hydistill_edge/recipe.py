@@ -125,7 +125,7 @@ class Teacher(Section):
         default_factory=dict, description="Keyword arguments of the architecture's factory."
     )
     classes: tuple[str, ...] = Field(min_length=2, description="Class names, in output order.")
-    input: Input
+    input: Input = Field(description="What it was trained with.")
 
     @model_validator(mode="after")
     def _check(self) -> Teacher:
@@ -174,7 +174,9 @@ class Student(Section):
     )
     width: float = Field(default=1.0, gt=0, le=4, description="Width multiplier of a zoo network.")
     weights: str | None = Field(default=None, description="Only with method none.")
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Only with weights: as for the teacher."
+    )
     input: Input | None = Field(default=None, description="Only with weights.")
     fold_input: bool = Field(
         default=False,
@@ -189,9 +191,11 @@ class Student(Section):
 class Target(Section):
     """A runtime on a device, in one or more precisions."""
 
-    target: TargetName
+    target: TargetName = Field(description="The runtime.")
     device: str = Field(default="host", description="A device profile's name, or its file.")
-    precisions: tuple[Precision, ...] = Field(default=("int8",), min_length=1)
+    precisions: tuple[Precision, ...] = Field(
+        default=("int8",), min_length=1, description="One artifact each; the profile allows some."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Target:
@@ -202,13 +206,20 @@ class Target(Section):
 class Calibration(Section):
     """Which images the int8 ranges are taken from."""
 
-    count: int = Field(default=256, ge=1, le=100_000)
+    count: int = Field(
+        default=256,
+        ge=1,
+        le=100_000,
+        description="Images, balanced over the classes, disjoint from those of parity.",
+    )
 
 
 class Parity(Section):
     """How many images prove that an artifact agrees with the student."""
 
-    images: int = Field(default=1024, ge=16, le=1_000_000)
+    images: int = Field(
+        default=1024, ge=16, le=1_000_000, description="Half of them real, where there are so many."
+    )
     golden: int = Field(default=16, ge=1, le=256, description="Shipped, and re-checked on site.")
 
 
@@ -216,7 +227,8 @@ class Latency(Section):
     """How long each artifact is measured."""
 
     mode: Literal["demo", "quick", "full"] = Field(
-        default="quick", description="demo: 3 s, always advisory; quick: 10 s; full: 60 s."
+        default="quick",
+        description="demo: 3 s in all, always advisory; quick: 10 s a scope; full: 60 s a scope.",
     )
     threads: int | None = Field(default=None, ge=1, le=256, description="Default: the profile's.")
 
@@ -241,24 +253,39 @@ class Gates(Section):
 class Bundle(Section):
     """What is written on the box."""
 
-    version: str = Field(default="0.1.0", pattern=r"^\d+\.\d+\.\d+([-+][0-9A-Za-z.-]+)?$")
+    version: str = Field(
+        default="0.1.0",
+        pattern=r"^\d+\.\d+\.\d+([-+][0-9A-Za-z.-]+)?$",
+        description="Three numbers: 1.0.0.",
+    )
     license: str = Field(
         default="", max_length=200, pattern=r"^[^\r\n]*$", description="Licence of the student."
     )
-    description: str = Field(default="", max_length=2000)
+    description: str = Field(
+        default="", max_length=2000, description="What the student is for; for the model card."
+    )
 
 
 class Recipe(Section):
     """One build, with every default written out."""
 
-    schema_version: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    teacher: Teacher | None = None
-    method: MethodName = "kd"
+    schema_version: Literal[1] = Field(default=1, description="Of the recipe's format.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="Of the build: letters, digits, dots, underscores, hyphens; in file names too.",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Of every random choice.")
+    teacher: Teacher | None = Field(
+        default=None, description="The trained classifier; not needed with method none."
+    )
+    method: MethodName = Field(
+        default="kd", description="kd distills; none takes your own trained student."
+    )
     images: ImageSection = ImageSection()
     student: Student
-    training: Training = Field(default=None, description="Settings of the method.")
+    training: Training = Field(
+        default=None, description="Settings of the method; null takes its defaults."
+    )
     targets: tuple[Target, ...] = Field(min_length=1)
     calibration: Calibration = Calibration()
     parity: Parity = Parity()
@@ -344,6 +371,7 @@ class Recipe(Section):
             definitions.update(found.pop("$defs", {}))
             definitions[name] = found
         _fill_schema(schema)
+        schema.update(title=cls.__name__, description=cls.__doc__)
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
     def _impossible_combinations(self) -> Iterator[tuple[KeyPath, str]]:
@@ -455,7 +483,9 @@ class Recipe(Section):
 class _FileSchema(Recipe):
     """`Recipe` for the JSON schema alone: fields with settings become plain placeholders."""
 
-    training: Any = Field(default=None, description="Settings of the method.")  # type: ignore[assignment]
+    training: Any = Field(  # type: ignore[assignment]
+        default=None, description="Settings of the method; null takes its defaults."
+    )
 
 
 def _method_names() -> dict[str, str]:
@@ -468,9 +498,9 @@ def _fill_schema(schema: dict[str, Any]) -> None:
     source = {"$ref": "#/$defs/Source"}
     definitions["ImageSection"]["properties"]["real"]["items"] = source
     definitions["Synthetic"]["properties"]["inversion"] = {"$ref": "#/$defs/Inversion"}
-    schema["properties"]["evaluation"] = {"anyOf": [source, {"type": "null"}]}
+    schema["properties"]["evaluation"]["anyOf"] = [source, {"type": "null"}]
     methods = [{"$ref": f"#/$defs/{name}"} for name in _method_names()]
-    schema["properties"]["training"] = {"anyOf": [*methods, {"type": "null"}]}
+    schema["properties"]["training"]["anyOf"] = [*methods, {"type": "null"}]
 
 
 def _refuse_duplicates(name: str, values: tuple[str, ...]) -> None:
