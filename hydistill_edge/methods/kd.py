@@ -21,6 +21,8 @@ Where this departs from the papers, and why:
   with Nesterov momentum reaches most of that in minutes, and the weights are averaged (EMA).
 - MixUp is applied in a share of the batches only: the others keep the student's BatchNorm
   statistics, and its answers, tuned to whole images.
+- The weights that are kept are the latest whose agreement on the hold-out is within a standard
+  error of the highest: ten held-out images would otherwise choose an early, unfinished student.
 - Real and synthetic images are drawn from their own shuffled passes, so that a hundred real images
   are not lost among thousands of synthetic ones.
 """
@@ -29,6 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -341,18 +344,25 @@ def _judge_on(
         logits = torch.cat([network(pool.images(part)).float() for part in parts])
         targets = torch.cat([pool.logits(part) for part in parts])
         agree = agreement(logits, targets).item()
-        distance = kd_kl(logits, targets, temperature=1.0).item()
-        metrics = {"holdout_agreement": agree, "holdout_kl": distance}
+        metrics = {
+            "holdout_agreement": agree,
+            "holdout_kl": kd_kl(logits, targets, temperature=1.0).item(),
+        }
         if real.any() and not real.all():
             chosen = real.to(logits.device)
             metrics["holdout_agreement_real"] = agreement(logits[chosen], targets[chosen]).item()
             metrics["holdout_agreement_synthetic"] = agreement(
                 logits[~chosen], targets[~chosen]
             ).item()
-        # Agreement on a few images comes in coarse steps; among equals, the closer answer wins.
-        return Judgement((agree, -distance), metrics)
+        return Judgement(agree, metrics, margin=_standard_error(agree, len(held_out)))
 
     return judge
+
+
+def _standard_error(share: float, count: int) -> float:
+    """Return the standard error of a share of `count` images, above 0 also where all agree."""
+    smoothed = (share * count + 1.0) / (count + 2.0)
+    return math.sqrt(smoothed * (1.0 - smoothed) / count)
 
 
 def _is_real(transfer: TransferSet) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,13 +37,18 @@ BatchLoss = Callable[[nn.Module, int], Tensor]
 class Judgement:
     """How good a network is on images held out.
 
+    The latest network whose score is within its margin of the highest is kept: trained longest,
+    at the lowest rate, it is the better guess where a small hold-out cannot tell two apart.
+
     Attributes:
-        score: compared in order, higher is better; the best network is kept.
+        score: higher is better.
         metrics: for the history, by name.
+        margin: by how much a score may lie below another one by chance, at least 0.
     """
 
-    score: tuple[float, ...]
+    score: float
     metrics: Mapping[str, float]
+    margin: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ class Trained:
     """The outcome of a training.
 
     Attributes:
-        best: the judgement of the best averaged network, whose weights the network now has.
+        best: the judgement of the averaged network that was kept; the network now has its weights.
         best_step: steps done when it was judged.
         steps: steps done in all.
         history: one entry per judgement: `step`, `lr`, `loss` (mean since the last entry),
@@ -246,18 +251,20 @@ class _Run:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.judged_at = 0
         self.history: list[dict[str, float]] = []
-        self.best = Judgement((-math.inf,), {})
+        self.highest = -math.inf
+        self.best = Judgement(-math.inf, {})
         self.best_step = 0
         self.best_weights: dict[str, Tensor] = {}
 
     def judged(self, judgement: Judgement, *, rate: float, seconds: float) -> None:
-        """Note a judgement; a later one wins a draw."""
+        """Note a judgement, and keep the weights unless earlier ones were clearly better."""
         loss = self.loss_sum.item() / (self.step - self.judged_at)
         entry = {"step": float(self.step), "lr": rate, "loss": loss, "seconds": seconds}
         self.history.append({**entry, **judgement.metrics})
         self.loss_sum.zero_()
         self.judged_at = self.step
-        if judgement.score >= self.best.score:
+        self.highest = max(self.highest, judgement.score)
+        if judgement.score >= self.highest - judgement.margin:
             self.best, self.best_step = judgement, self.step
             self.best_weights = {
                 name: tensor.clone() for name, tensor in self._ema.network.state_dict().items()
@@ -287,8 +294,8 @@ class _Run:
             "judged_at": self.judged_at,
             "ema_updates": self._ema.updates,
             "history": self.history,
-            "best_score": self.best.score if self.best_weights else None,
-            "best_metrics": self.best.metrics,
+            "highest": self.highest if self.best_weights else None,
+            "best": asdict(self.best) if self.best_weights else None,
             "best_step": self.best_step,
         }
         write_checkpoint(path, Checkpoint(tensors, values))
@@ -312,8 +319,8 @@ class _Run:
         self.loss_sum.copy_(checkpoint.tensors["loss_sum"])
         self.judged_at = values["judged_at"]
         self.history = values["history"]
-        if values["best_score"] is not None:
-            self.best = Judgement(tuple(values["best_score"]), values["best_metrics"])
+        if values["best"] is not None:
+            self.highest, self.best = values["highest"], Judgement(**values["best"])
             self.best_step = values["best_step"]
             self.best_weights = checkpoint.group("best")
 

@@ -183,6 +183,13 @@ def test_one_image_is_held_out_when_the_set_is_tiny(teacher: Teacher, tmp_path: 
     assert (len(train_on), len(held_out)) == (3, 1)
 
 
+@pytest.mark.parametrize(
+    ("share", "count", "error"), [(1.0, 10, 0.0874), (0.5, 100, 0.05), (1.0, 2000, 0.0005)]
+)
+def test_margin_is_a_standard_error(share: float, count: int, error: float) -> None:
+    assert kd._standard_error(share, count) == pytest.approx(error, rel=0.05)
+
+
 def test_no_image_is_mirrored_when_flip_is_off() -> None:
     assert KDSettings(flip=False).augmentation((32, 32)).flip == 0.0
     assert KDSettings().augmentation((32, 32)) == AugmentSettings(crop_pad=4, flip=0.5, cutout=8)

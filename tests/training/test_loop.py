@@ -29,6 +29,7 @@ class Task:
 
     die_at: int = -1
     nan_at: int = -1
+    margin: float = 0.0
     network: nn.Module = field(init=False)
     noise: torch.Generator = field(init=False)
 
@@ -51,7 +52,8 @@ class Task:
         images = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(2))
         with torch.no_grad():
             right = network(images).argmax(dim=1) == (images.sum(dim=(1, 2, 3)) > 0)
-        return Judgement((right.float().mean().item(),), {"accuracy": right.float().mean().item()})
+        accuracy = right.float().mean().item()
+        return Judgement(accuracy, {"accuracy": accuracy}, margin=self.margin)
 
 
 def run(
@@ -119,7 +121,12 @@ def test_network_ends_with_the_best_weights_in_eval_mode() -> None:
     trained = run(task, plan=replace(PLAN, steps=40))
     assert not task.network.training
     assert task.judge(task.network).score == trained.best.score
-    assert trained.best.score[0] == max(entry["accuracy"] for entry in trained.history)
+    assert trained.best.score == max(entry["accuracy"] for entry in trained.history)
+
+
+def test_last_weights_are_kept_when_no_earlier_ones_are_clearly_better() -> None:
+    trained = run(Task(margin=1.0), plan=replace(PLAN, steps=40))
+    assert trained.best_step == 40
 
 
 def test_loss_falls_when_training_goes_on() -> None:
