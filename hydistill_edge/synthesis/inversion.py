@@ -65,7 +65,8 @@ class InversionSettings:
     Attributes:
         iterations: steps per batch of images.
         batch: images optimized together; their common statistics are matched, so that a large batch
-            leaves the single image more freedom.
+            leaves the single image more freedom. None for as many pixels as 512 images of 32x32
+            have, between 32 and 512 images.
         learning_rate: first step size of Adam, in units of the input's standard deviation; falls
             along a cosine.
         bn: weight of the BatchNorm statistics.
@@ -87,15 +88,15 @@ class InversionSettings:
     """
 
     iterations: int = 100
-    batch: int = 250
-    learning_rate: float = 0.2
-    bn: float = 1.0
+    batch: int | None = None
+    learning_rate: float = 0.3
+    bn: float = 100.0
     layer_weights: Mapping[str, float] = field(default_factory=dict)
     class_prior: float = 1.0
-    confidence: tuple[float, float] = (0.6, 0.99)
+    confidence: tuple[float, float] = (0.9, 0.999)
     diversity: float = 0.1
-    total_variation: float = 0.01
-    l2: float = 0.001
+    total_variation: float = 0.001
+    l2: float = 0.0
     jitter: int | None = None
     flip: bool = False
     precision: Precision = "auto"
@@ -104,9 +105,9 @@ class InversionSettings:
         low, high = self.confidence
         weights = ("bn", "class_prior", "diversity", "total_variation", "l2")
         problems = [
-            f"{name} is {getattr(self, name)}; expected at least 1"
-            for name in ("iterations", "batch")
-            if getattr(self, name) < 1
+            f"{name} is {value}; expected at least 1"
+            for name, value in (("iterations", self.iterations), ("batch", self.batch))
+            if value is not None and value < 1
         ]
         problems += [
             f"{name} is {getattr(self, name)}; expected a weight of at least 0"
@@ -121,6 +122,12 @@ class InversionSettings:
             problems.append(f"jitter is {self.jitter}; expected at least 0 pixels")
         if problems:
             raise UsageError("inversion settings: " + "; ".join(problems))
+
+    def batch_for(self, size: tuple[int, int]) -> int:
+        """Return how many images of a size (height, width) are optimized together."""
+        if self.batch is not None:
+            return self.batch
+        return min(512, max(32, 512 * 32 * 32 // (size[0] * size[1])))
 
 
 @dataclass(frozen=True)
@@ -203,7 +210,8 @@ def invert(
     canvas = _canvas(source, channels, device)
     noise = torch.Generator(device).manual_seed(seed)
     choice = np.random.default_rng(seed)
-    parts = np.array_split(np.arange(count) % classes, -(-count // settings.batch))
+    batches = -(-count // settings.batch_for((canvas.height, canvas.width)))
+    parts = np.array_split(np.arange(count) % classes, batches)
     steps = settings.iterations * len(parts)
 
     finished: list[NDArray[np.uint8]] = []
