@@ -52,7 +52,10 @@ def show(name: Name, json: Json = False) -> None:
         print_json(dataclasses.asdict(profile))
     else:
         stdout().print(
-            yaml.safe_dump(dataclasses.asdict(profile), sort_keys=False), markup=False, end=""
+            yaml.safe_dump(dataclasses.asdict(profile), sort_keys=False),
+            markup=False,
+            end="",
+            soft_wrap=True,  # a long line that is wrapped is no YAML any more
         )
 
 
