@@ -179,8 +179,10 @@ def _tidy(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = model.graph
     graph.name, graph.doc_string, model.doc_string = "student", "", ""
     model.producer_name, model.producer_version = "hydistill-edge", __version__
-    del graph.value_info[:], graph.metadata_props[:], model.metadata_props[:]
-    for value in (*graph.input, *graph.output):
+    del graph.metadata_props[:], model.metadata_props[:]
+    # The exporter's own shapes stay: ONNX infers none behind a GroupNormalization, and quantizers
+    # leave tensors without a shape in float.
+    for value in (*graph.input, *graph.output, *graph.value_info):
         del value.metadata_props[:]
         value.doc_string = ""
     for node in graph.node:

@@ -123,6 +123,23 @@ def test_export_runs_any_batch_when_dynamic(
     np.testing.assert_allclose(logits, expected, atol=EXPORT_TOLERANCE * np.abs(expected).max())
 
 
+def test_export_knows_every_shape_when_onnx_cannot_infer_it(tmp_path: Path) -> None:
+    from torch import nn
+
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 3)
+    )
+    student = SimpleNamespace(network=network, classes=("a", "b", "c"), channels=3, size=(8, 8))
+
+    graph = export_student(student, tmp_path / "model.onnx", opset=21, resize="none")
+
+    model = load_model(graph)
+    shaped = {value.name for value in (*model.graph.value_info, *model.graph.output)}
+    assert shaped >= {name for node in model.graph.node[4:] for name in node.output}
+    assert "GroupNormalization" in {node.op_type for node in model.graph.node}
+    assert graph.opset == 21
+
+
 @pytest.mark.parametrize("opset", [13, 17])
 def test_export_refuses_opset_when_exporter_cannot_write_it(
     opset: int, tiny_student: Callable[..., Any], tmp_path: Path
