@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -40,8 +41,8 @@ from hydistill_edge.targets.graph_input import (
 
 ESTIMATORS = ("minmax", "entropy", "percentile")
 
-CHUNK = 32
-"""Images whose activations are held at once while histograms are filled."""
+HELD_BYTES = 512 * 2**20
+"""Activations that are held at once while histograms are filled, about."""
 
 ELEMENTWISE = {"Mul", "Add", "Sub", "Div"}
 
@@ -85,7 +86,8 @@ def quantize_network(graph: Graph, calibration: Calibration) -> onnx.ModelProto:
         quant_pre_process(
             core, prepared, skip_optimization=True, skip_symbolic_shape=True, verbose=0
         )
-        reader = _ChunkReader(calibration.images, batch=graph.batch)
+        chunk = max(1, HELD_BYTES // _activation_bytes(core))
+        reader = _ChunkReader(calibration.images, batch=graph.batch, chunk=chunk)
         quantize_static(
             prepared,
             quantized,
@@ -163,23 +165,24 @@ def attach_float_input(network: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _ChunkReader:
-    """Hands normalised calibration images to the calibrator, `CHUNK` images at a time.
+    """Hands normalised calibration images to the calibrator, a chunk of images at a time.
 
     The calibrator asks for a range of chunks, reads it, folds it into its histograms, and drops it.
     """
 
-    def __init__(self, images: Images, *, batch: int | None) -> None:
+    def __init__(self, images: Images, *, batch: int | None, chunk: int) -> None:
         self._images = images
+        self._chunk = chunk
         # A fixed batch is fed whole; the last one is filled up with images that came before.
         self._step = batch or 8
         self._pending: Iterator[NDArray[np.float32]] = iter(())
 
     def __len__(self) -> int:
-        return -(-len(self._images) // CHUNK)
+        return -(-len(self._images) // self._chunk)
 
     def set_range(self, start_index: int, end_index: int) -> None:
         """Choose the chunks that `get_next` walks through."""
-        self._pending = self._batches(start_index * CHUNK, end_index * CHUNK)
+        self._pending = self._batches(start_index * self._chunk, end_index * self._chunk)
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         """Return the next batch as the network's input, or None at the end of the range."""
@@ -213,6 +216,15 @@ def _check(graph: Graph, calibration: Calibration) -> None:
             f"calibration images are {images.dtype} {images.shape}; expected uint8 (N, "
             f"{', '.join(map(str, expected))}): resize them to the graph's input"
         )
+
+
+def _activation_bytes(core: onnx.ModelProto) -> int:
+    """Return about how many bytes the activations of one image take."""
+    sizes: list[int] = [
+        math.prod(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim[1:])
+        for value in core.graph.value_info
+    ]
+    return 4 * max(sum(sizes), 1)
 
 
 def _pixel_parameters(scheme: Scheme) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def test_chunks_of_images_do_not_change_minmax_ranges(
 ) -> None:
     chosen = calibration("onnxruntime")
     whole = quantize(tiny_graph("residual"), chosen)
-    monkeypatch.setattr("hydistill_edge.targets.onnxruntime.quantize.CHUNK", 5)
+    monkeypatch.setattr("hydistill_edge.targets.onnxruntime.quantize.HELD_BYTES", 200_000)
 
     chunked = quantize(tiny_graph("residual"), chosen)
 
