@@ -128,7 +128,9 @@ def _openvino(vnni: bool) -> Scheme:
         range_estimator="minmax",
         reason=(
             f"OpenVINO's own quantizer on its own format; {why}. Preset mixed: weights symmetric, "
-            "activations asymmetric where they take both signs"
+            "activations asymmetric where they take both signs. Ranges are the extremes over all "
+            "images, not their mean over images as by NNCF's default, which clips the gates of "
+            "squeeze-and-excitation (a steel RegNetY-400MF: 10.6 dB by default, 21.3 dB so)"
         ),
     )
 
