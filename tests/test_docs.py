@@ -36,10 +36,10 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 
 def tool(name: str) -> ModuleType:
     """Import a script of tools/, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(Path(name).name, ROOT / "tools" / f"{name}.py")
     assert spec
     assert spec.loader
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -110,6 +110,14 @@ def test_recipe_reference_is_fresh() -> None:
 
     fresh = reference.page(written) == written
     assert fresh, "run python tools/recipe_reference.py and commit docs/recipe.md"
+
+
+def test_table_of_what_was_measured_is_fresh() -> None:
+    table = tool("bench/readme_table")
+    written = table.PAGE.read_text(encoding="utf-8")
+
+    fresh = table.page(written) == written
+    assert fresh, "run python tools/bench/readme_table.py and commit README.md"
 
 
 def anchors(page: Path) -> set[str]:
