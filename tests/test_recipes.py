@@ -7,10 +7,16 @@ what is left untouched are the stages, the targets, the precisions and the devic
 
 from __future__ import annotations
 
+import functools
+import io
+import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from shutil import copyfile, copytree
 from typing import Any
 
 import numpy as np
@@ -73,17 +79,16 @@ def shrunk(plain: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+def make_tiny(patch: pytest.MonkeyPatch) -> None:
     """Let every recipe that is loaded come out tiny, and everything else that takes its time."""
     load = Recipe.load
 
     def load_tiny(path: Path) -> Recipe:
         return Recipe.parse(yaml.safe_dump(shrunk(load(path).to_dict())), name=str(path))
 
-    monkeypatch.setattr(Recipe, "load", load_tiny)
-    monkeypatch.setitem(latency.MODES, "demo", TINY_MODE)  # type: ignore[arg-type]
-    monkeypatch.setattr(demo, "TEACHER_STEPS", 2)
+    patch.setattr(Recipe, "load", load_tiny)
+    patch.setitem(latency.MODES, "demo", TINY_MODE)  # type: ignore[arg-type]
+    patch.setattr(demo, "TEACHER_STEPS", 2)
 
 
 def write_weights(path: Path, section: dict[str, Any], classes: int) -> None:
@@ -193,18 +198,6 @@ def paths_of(value: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
-def check_documented(summary: dict[str, Any]) -> None:
-    """Hold the keys of a summary against docs/run-directory.md."""
-    page = sections((ROOT / "docs" / "run-directory.md").read_text(encoding="utf-8"))
-    rows = re.findall(r"^\| (`.+?) \|", page["summary.json"], flags=re.MULTILINE)
-    told = {key for row in rows for key in re.findall(r"`([^`]+)`", row)}
-    dynamic = ("wall_s.", "artifacts[].gates[].", "student.gates[].")
-    found = {path for path in paths_of(summary) if not path.startswith(dynamic)}
-
-    assert sorted(found - told) == [], "docs/run-directory.md does not tell of these keys"
-    assert sorted(told - found - {"wall_s", "artifacts[].gates", "student.gates"}) == []
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_page_has_the_three_sections(name: str) -> None:
     assert list(read_page(name)) == SECTIONS
@@ -214,37 +207,148 @@ def test_every_page_is_that_of_a_recipe() -> None:
     assert sorted(page.stem for page in PAGES.glob("*.md")) == RECIPES
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What the commands of a recipe's page left behind."""
+
+    folder: Path
+    codes: list[int]
+    said: str
+    left: list[str]  # files but those that were there before
+
+    @property
+    def run(self) -> Path:
+        """The run directory."""
+        return next(self.folder.rglob("summary.json")).parent
+
+
+def run_page(name: str, folder: Path) -> Ran:
+    """Type the commands of a recipe's page in a folder that has the files that it names."""
+    inputs = write_inputs(name, folder)
+    commands = fenced(read_page(name)["Run it"], "console")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stderr(io.StringIO()) as said,
+        redirect_stdout(io.StringIO()),
+    ):
+        make_tiny(patch)
+        patch.chdir(folder)
+        codes = [main(shlex.split(line.removeprefix("$ hydistill "))) for line in commands]
+    left = [file for file in files_of(folder) if Path(file).parts[0] not in inputs]
+    return Ran(folder, codes, said.getvalue(), left)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ran]:
+    """Return a function that runs a recipe's page, once for all tests."""
+
+    @functools.cache
+    def run(name: str) -> Ran:
+        return run_page(name, tmp_path_factory.mktemp(name))
+
+    return run
+
+
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.usefixtures("tiny")
-def test_recipe_runs_by_the_commands_of_its_page(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_recipe_runs_by_the_commands_of_its_page(name: str, ran: Callable[[str], Ran]) -> None:
+    found = ran(name)
+
+    assert set(found.codes[:-1]) <= {0}, found.said
+    assert found.codes[-1] in (0, 1), found.said  # what has learned nothing may fail a gate
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_leaves_the_files_of_its_page_and_no_others(
+    name: str, ran: Callable[[str], Ran]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    inputs = write_inputs(name, tmp_path)
-    page = read_page(name)
+    left = ran(name).left
+    promised = fenced(read_page(name)["What you should see"], "text")
 
-    commands = fenced(page["Run it"], "console")
-    codes = [main(shlex.split(line.removeprefix("$ hydistill "))) for line in commands]
-
-    said = capfd.readouterr().err
-    assert set(codes[:-1]) <= {0}, said
-    assert codes[-1] in (0, 1), said  # what has learned nothing may well fail a gate
-    promised = fenced(page["What you should see"], "text")
-    left = [file for file in files_of(tmp_path) if Path(file).parts[0] not in inputs]
     assert [line for line in promised if not any(fits(file, line) for file in left)] == []
     assert [file for file in left if not any(fits(file, line) for line in promised)] == []
-    check_summary(tmp_path, promised)
 
 
-def check_summary(folder: Path, promised: list[str]) -> None:
-    """Hold what the run says of itself against what lies there."""
-    run = folder / next(Path(line).parent for line in promised if line.endswith("summary.json"))
+@pytest.mark.parametrize("name", RECIPES)
+def test_summary_has_every_artifact_that_the_recipe_asks_for(
+    name: str, ran: Callable[[str], Ran]
+) -> None:
+    run = ran(name).run
     summary = read_json(run / "summary.json")
     recipe = Recipe.parse((run / "recipe.yaml").read_text(encoding="utf-8"))
+
     asked = [(t.target, p) for t in recipe.targets for p in t.precisions]
     assert [(row["target"], row["precision"]) for row in summary["artifacts"]] == asked
     assert all((run / row["file"]).is_file() for row in summary["artifacts"])
     assert len(list((run / "bundle").glob("*.hydistill"))) == len(asked)
-    if summary["name"] == "digits":  # has everything that a summary can have
-        check_documented(summary)
+
+
+def test_keys_of_the_summary_are_those_of_its_page(ran: Callable[[str], Ran]) -> None:
+    summary = read_json(ran("demo").run / "summary.json")  # the one with an evaluation
+    page = sections((ROOT / "docs" / "run-directory.md").read_text(encoding="utf-8"))
+
+    rows = re.findall(r"^\| (`.+?) \|", page["summary.json"], flags=re.MULTILINE)
+    told = {key for row in rows for key in re.findall(r"`([^`]+)`", row)}
+    inside = ("wall_s.", "artifacts[].gates[].", "student.gates[].")
+    found = {path for path in paths_of(summary) if not path.startswith(inside)}
+
+    assert sorted(found - told) == []
+    assert sorted(told - found - {"wall_s", "artifacts[].gates", "student.gates"}) == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/bundle.md"])
+def test_python_of_the_page_runs(
+    page: str,
+    ran: Callable[[str], Ran],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = ran("few_real_images")
+    make_tiny(monkeypatch)
+    monkeypatch.chdir(found.folder)
+    monkeypatch.setenv("HYDISTILL_CACHE", str(found.folder / "cache"))
+    copytree(found.run, "runs/widgets", dirs_exist_ok=True)
+    copyfile(next(found.run.glob("bundle/*onnxruntime*")), "widgets.hydistill")
+    copyfile("pilot/000.png", "photo.png")
+
+    for block in re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / page).read_text("utf-8"), flags=re.MULTILINE | re.DOTALL
+    ):
+        exec(compile(block, page, "exec"), {})
+
+    assert capsys.readouterr().out.split()[-3] in ("scratch", "dent", "stain", "good")
+
+
+def test_recipe_list_names_every_packaged_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe", "list", "--json"]) == 0
+
+    listed = json.loads(capsys.readouterr().out)
+    assert [entry["name"] for entry in listed] == RECIPES
+    assert all(entry["about"].endswith(".") for entry in listed)
+
+
+def test_recipe_copy_puts_the_file_into_a_folder(tmp_path: Path) -> None:
+    assert main(["recipe", "copy", "demo", "--out", str(tmp_path)]) == 0
+
+    assert (tmp_path / "demo.yaml").read_text(encoding="utf-8") == read_recipe("demo")
+
+
+def test_recipe_copy_keeps_a_file_that_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "recipe.yaml"
+    mine.write_text("mine")
+
+    assert main(["recipe", "copy", "demo", "--out", str(mine)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+    assert main(["recipe", "copy", "demo", "--out", str(mine), "--force"]) == 0
+
+
+def test_recipe_copy_names_the_known_ones_when_the_name_is_wrong(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["recipe", "copy", "teacher-only"]) == 2
+
+    said = " ".join(capsys.readouterr().err.split())
+    assert 'did you mean "teacher_only"?' in said
+    assert ", ".join(RECIPES) in said

@@ -96,7 +96,7 @@ def _values(schema: Schema, entry: Schema) -> str:
         return ", ".join(f"`{value}`" for value in entry.get("enum", [entry.get("const")]))
     kind = entry.get("type", "any")
     if kind == "array":
-        items = entry.get("items") or next(iter(entry.get("prefixItems", ())), {})
+        items: Schema = entry.get("items") or next(iter(entry.get("prefixItems", ())), {})
         return f"list of {_values(schema, items)}" if items else "list"
     word = {"object": "mapping", "boolean": "`true`, `false`", "string": "text"}.get(kind, kind)
     return f"{word}{_bounds(entry)}"
