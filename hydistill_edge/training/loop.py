@@ -368,6 +368,11 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
         state.setdefault(int(index), {})[name] = tensor
     groups: list[dict[str, Any]] = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    # A fused optimizer walks weights and momenta in memory order, so both must be laid out alike.
+    for parameter, entry in optimizer.state.items():
+        for name, tensor in entry.items():
+            if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
+                entry[name] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 
 @contextmanager
