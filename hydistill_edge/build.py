@@ -9,7 +9,6 @@ inputs are unchanged is skipped. A failed gate is a value in `summary.json`, not
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from hydistill_edge import __version__
-from hydistill_edge.errors import MissingFileError, UsageError
+from hydistill_edge.errors import (
+    MissingFileError,
+    RunDirectoryError,
+    TargetUnavailableError,
+    UsageError,
+)
 from hydistill_edge.recipe import Recipe
 from hydistill_edge.run_directory import RunDirectory, read_json, write_json, write_text
 from hydistill_edge.stages import (
@@ -33,7 +37,8 @@ from hydistill_edge.stages import (
     targets,
     teacher,
 )
-from hydistill_edge.stages.work import Report, Work, quiet
+from hydistill_edge.stages.work import Report, Work, plan, quiet
+from hydistill_edge.targets.adapters import builder
 
 STAGES: Mapping[str, Callable[[Work], None]] = {
     "teacher": teacher.run,
@@ -108,18 +113,32 @@ def build(
     if only is not None and only not in STAGES:
         raise UsageError(f'there is no stage "{only}"; the stages are {", ".join(STAGES)}')
     with RunDirectory(Path(out) if out is not None else Path("runs") / recipe.name) as run:
-        if fresh and only is None:
-            run.forget_all()
-        elif fresh and only is not None:
-            run.forget(only)
-        write_text(run.path / "recipe.yaml", recipe.to_yaml())
-        write_json(run.path / "environment.json", environment())
         work = Work(recipe, run, report or quiet)
+        if only in (None, "targets"):
+            require_builders(work)
         for name, stage in STAGES.items():
+            if fresh and only in (None, name):
+                run.forget(name)
             if only in (None, name):
                 stage(work)
+            if name == "teacher":
+                # A teacher that cannot be loaded leaves a finished run as it was.
+                write_text(run.path / "recipe.yaml", recipe.to_yaml())
+                write_json(run.path / "environment.json", environment())
         done = only in (None, "report")
         return Build(run.path, read_json(run.path / "summary.json") if done else {})
+
+
+def require_builders(work: Work) -> None:
+    """Refuse a recipe whose targets cannot be built here, before anything is trained for them.
+
+    Raises:
+        TargetUnavailableError: naming what is missing, and the remedy.
+    """
+    for planned in work.planned:
+        found = builder(planned.target).check()
+        if not found.can_build and work.run.record(f"targets.{planned.key}") is None:
+            raise TargetUnavailableError(f"{found.why}; run {found.remedy}")
 
 
 def verify(path: Path, *, report: Report | None = None) -> dict[str, Any]:
@@ -140,14 +159,23 @@ def open_recipe(path: Path) -> Recipe:
     """
     if not RunDirectory.is_run(path) or not (path / "recipe.yaml").exists():
         raise MissingFileError(f"{path} is no run directory; `hydistill build` makes one")
-    text = (path / "recipe.yaml").read_text(encoding="utf-8")
-    return Recipe.parse(text, name=str(path / "recipe.yaml"))
+    file = path / "recipe.yaml"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RunDirectoryError(
+            f"{file} is not a text file ({error}); run `hydistill build` with your recipe again"
+        ) from error
+    return Recipe.parse(text, name=str(file))
 
 
 def read_artifacts(path: Path, name: str) -> dict[str, Any]:
-    """Return one JSON file of every artifact of a run, by the artifact's key."""
-    found = sorted((path / "targets").glob(f"*/{name}"))
-    return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in found}
+    """Return one JSON file of every artifact that a run's recipe asks for, by the artifact's key.
+
+    Artifacts of an earlier recipe may lie there too; they are left out.
+    """
+    keys = [planned.key for planned in plan(open_recipe(path))]
+    return {key: read_json(path / "targets" / key / name) for key in keys}
 
 
 def environment() -> dict[str, Any]:

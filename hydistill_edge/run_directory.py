@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,15 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def clear(folder: Path) -> None:
+    """Remove everything in a folder: what a killed run left in its temporary one."""
+    for leftover in folder.iterdir():
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
 @contextmanager
 def space_errors(path: Path) -> Iterator[None]:
     """Translate "disk full" into `NoSpaceError`; other errors pass through."""
@@ -112,6 +121,7 @@ class StageRecord:
     stage: str
     inputs: str
     outputs: Mapping[str, int]  # path relative to the run directory -> bytes
+    digest: str  # sha256 of the outputs: what was made from others is stale
     wall_s: float
 
 
@@ -126,28 +136,38 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock_fd: int | None = None
+        self._anew: set[str] = set()
 
     def __enter__(self) -> RunDirectory:
         import fcntl  # POSIX only, as is the host side
 
         if self.path.exists() and not self.path.is_dir():
             raise RunDirectoryError(f"{self.path} is a file; the run directory must be a folder")
-        if self.path.is_dir() and not self.is_run(self.path) and any(self.path.iterdir()):
+        if not self._is_ours():
             raise RunDirectoryError(
                 f"{self.path} is not empty and is no run directory of ours; "
                 "choose another folder with --out"
             )
-        with space_errors(self.path):
-            (self.path / STAGES_FOLDER).mkdir(parents=True, exist_ok=True)
-            self._lock_fd = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
         try:
+            with space_errors(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock_fd = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+                (self.path / STAGES_FOLDER).mkdir(exist_ok=True)
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock_fd)
-            self._lock_fd = None
+        except NoSpaceError:
+            self.__exit__()
+            raise
+        except BlockingIOError:
+            self.__exit__()
             raise RunDirectoryError(
                 f"{self.path} is in use by another build; wait for it or choose another --out"
             ) from None
+        except OSError as error:
+            self.__exit__()
+            raise RunDirectoryError(
+                f"{self.path} cannot be used as a run directory ({error.strerror}); "
+                "choose another folder with --out"
+            ) from error
         self._sweep()
         return self
 
@@ -159,15 +179,16 @@ class RunDirectory:
     @staticmethod
     def is_run(path: Path) -> bool:
         """Say whether the folder is a run directory."""
-        return (path / STAGES_FOLDER).is_dir()
+        return (path / STAGES_FOLDER).is_dir() and (path / LOCK_NAME).is_file()
 
     def record(self, stage: str) -> StageRecord | None:
         """Return the record of a finished stage, or None."""
-        path = self.path / STAGES_FOLDER / f"{stage}.json"
+        path = self._record_path(stage)
         if not path.exists():
             return None
         try:
-            return StageRecord(**json.loads(path.read_text(encoding="utf-8")))
+            record = StageRecord(**json.loads(path.read_text(encoding="utf-8")))
+            return record if isinstance(record.outputs, dict) else None
         except (TypeError, ValueError):
             return None  # a record that cannot be read is no record: the stage runs again
 
@@ -191,18 +212,21 @@ class RunDirectory:
         final = self.path / folder
         partial = final.with_name(f".{final.name}.{inputs[:12]}{PARTIAL_SUFFIX}")
         for stale in final.parent.glob(f".{final.name}.*{PARTIAL_SUFFIX}"):
-            if stale != partial:
+            if stale != partial or stage.partition(".")[0] in self._anew:
                 shutil.rmtree(stale, ignore_errors=True)
         started = time.monotonic()
         with space_errors(final):
             partial.mkdir(parents=True, exist_ok=True)
             make(partial)
+            # What needs space comes before what replaces the earlier result.
+            record = self._described(stage, inputs, partial, folder, time.monotonic() - started)
+            waiting = self._record_path(stage).with_suffix(".next")
+            write_json(waiting, asdict(record))
             self._forget(stage)
             if final.exists():
                 shutil.rmtree(final)
             partial.replace(final)
-        files = sorted(path for path in final.rglob("*") if path.is_file())
-        self._remember(stage, inputs, files, time.monotonic() - started)
+            waiting.replace(self._record_path(stage))
         return True
 
     def file_stage(self, stage: str, inputs: str, file: str, make: Callable[[], str]) -> bool:
@@ -210,24 +234,20 @@ class RunDirectory:
         if self.is_current(stage, inputs):
             return False
         started = time.monotonic()
-        text = make()
+        with space_errors(self.path / file):
+            text = make()
         self._forget(stage)
         write_text(self.path / file, text)
-        self._remember(stage, inputs, [self.path / file], time.monotonic() - started)
+        record = self._described(stage, inputs, self.path / file, file, time.monotonic() - started)
+        write_json(self._record_path(stage), asdict(record))
         return True
 
     def forget(self, stage: str) -> None:
-        """Drop the records of a stage and of its parts (`stage.part`), so that it runs again."""
+        """Drop the records of a stage and of its parts (`stage.part`), so that it begins anew."""
+        self._anew.add(stage)
         for path in (self.path / STAGES_FOLDER).glob(f"{stage}*.json"):
             if path.stem == stage or path.stem.startswith(f"{stage}."):
                 path.unlink()
-
-    def forget_all(self) -> None:
-        """Drop every stage record, so that the next build starts from nothing."""
-        for path in (self.path / STAGES_FOLDER).glob("*.json"):
-            path.unlink()
-        for partial in self.path.rglob(f".*{PARTIAL_SUFFIX}"):
-            shutil.rmtree(partial, ignore_errors=True)
 
     def wall_s(self) -> dict[str, float]:
         """Return the seconds each finished stage took when it last ran."""
@@ -235,17 +255,32 @@ class RunDirectory:
         records = [record for name in names if (record := self.record(name))]
         return {record.stage: round(record.wall_s, 3) for record in records}
 
+    def _is_ours(self) -> bool:
+        """Say whether the folder may become, or is, a run directory: nobody else's files in it."""
+        if not self.path.is_dir() or self.is_run(self.path):
+            return True
+        # A build that was killed in its first moment has left the lock alone.
+        return all(entry.name == LOCK_NAME for entry in self.path.iterdir())
+
     def _has(self, path: str, size: int) -> bool:
         file = self.path / path
         return file.is_file() and file.stat().st_size == size
 
-    def _forget(self, stage: str) -> None:
-        (self.path / STAGES_FOLDER / f"{stage}.json").unlink(missing_ok=True)
+    def _record_path(self, stage: str) -> Path:
+        return self.path / STAGES_FOLDER / f"{stage}.json"
 
-    def _remember(self, stage: str, inputs: str, files: list[Path], wall_s: float) -> None:
-        outputs = {str(file.relative_to(self.path)): file.stat().st_size for file in files}
-        record = {"stage": stage, "inputs": inputs, "outputs": outputs, "wall_s": wall_s}
-        write_json(self.path / STAGES_FOLDER / f"{stage}.json", record)
+    def _forget(self, stage: str) -> None:
+        self._record_path(stage).unlink(missing_ok=True)
+
+    def _described(
+        self, stage: str, inputs: str, made: Path, place: str, wall_s: float
+    ) -> StageRecord:
+        """Return the record of a file, or of a folder's files, that will stand at `place`."""
+        files = [made] if made.is_file() else sorted(p for p in made.rglob("*") if p.is_file())
+        names = [str(Path(place) / file.relative_to(made)) for file in files]
+        outputs = {name: file.stat().st_size for name, file in zip(names, files, strict=True)}
+        digests = [digest_of_file(file) for file in files]
+        return StageRecord(stage, inputs, outputs, digest_of([names, digests]), wall_s)
 
     def _sweep(self) -> None:
         """Remove what atomic file writes of a killed run left behind."""

@@ -19,7 +19,7 @@ from hydistill_edge.bundle.provenance import PROVENANCE_NAME, provenance, read_s
 from hydistill_edge.bundle.provenance import to_json as provenance_json
 from hydistill_edge.bundle.reject import Fit, fit_reject
 from hydistill_edge.images.resize import RESIZE_RULE
-from hydistill_edge.run_directory import digest_of, digest_of_file, read_json
+from hydistill_edge.run_directory import clear, digest_of, digest_of_file, read_json
 from hydistill_edge.stages import artifacts
 from hydistill_edge.stages.artifacts import Built
 from hydistill_edge.stages.logits import network_logits
@@ -35,9 +35,11 @@ def run(work: Work) -> None:
     section = work.recipe.bundle
     made = [f"{stage}.{p.key}" for p in work.planned for stage in ("targets", "parity", "latency")]
     judged = ["evaluation"] if work.recipe.evaluation else []
-    inputs = work.inputs(section.model_dump(), after=("student", "images", *made, *judged))
+    told = [work.recipe.name, section.model_dump(), [p.judged_facts for p in work.planned]]
+    inputs = work.inputs(told, after=("student", "images", *made, *judged))
 
     def make(folder: Path) -> None:
+        clear(folder)
         for done, planned in enumerate(work.planned):
             work.report("bundle", done, len(work.planned), {})
             name = f"{work.recipe.name}-{section.version}-{planned.key}{SUFFIX}"

@@ -22,6 +22,9 @@ def run(work: Work) -> None:
     """Write evaluation.json, where the recipe names labelled images."""
     source = work.recipe.evaluation
     if source is None:
+        # What an earlier recipe measured, perhaps of another student, must not stand in the report.
+        work.run.forget("evaluation")
+        work.path("evaluation.json").unlink(missing_ok=True)
         work.report("evaluation", 1, 1, {})
         return
     after = ("teacher", "student", *[f"targets.{planned.key}" for planned in work.planned])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hydistill_edge.run_directory import clear
 from hydistill_edge.stages.work import Work
 
 
@@ -16,6 +17,7 @@ def run(work: Work) -> None:
         from hydistill_edge.images.resize import RESIZE_RULE
         from hydistill_edge.targets.graph import export_student
 
+        clear(folder)
         for done, (name, profile) in enumerate(sorted(wanted.items())):
             work.report("graph", done, len(wanted), {})
             export_student(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hydistill_edge.run_directory import read_json
+from hydistill_edge.run_directory import clear
 from hydistill_edge.stages.logits import network_logits
 from hydistill_edge.stages.work import Work, fingerprint
 
@@ -31,7 +31,8 @@ def run(work: Work) -> None:
     work.run.folder_stage(
         "images", work.inputs(parts, after=("teacher",)), "transfer", lambda out: _make(work, out)
     )
-    total = read_json(work.path("transfer", "manifest.json"))["count"]
+    work.partition  # noqa: B018  (too few images are told here, before hours of training)
+    total = len(work.transfer)
     work.report("images", total, total, {})
 
 
@@ -51,21 +52,28 @@ def load(work: Work, source: SourceSpec) -> LoadedImages:
 
 def state(source: SourceSpec) -> Any:
     """Return what changes when the files of a source change."""
-    path = Path(str(source.path)) if source.path else None
-    return fingerprint(path) if path is not None and path.exists() else None
+    if not source.path:
+        return None
+    path = Path(str(source.path))
+    if source.kind == "shards" and not path.exists():  # a pattern
+        return [fingerprint(file) for file in sorted(path.parent.glob(path.name))]
+    return fingerprint(path) if path.exists() else None
 
 
 def _make(work: Work, out: Path) -> None:
     from hydistill_edge.images.transfer_set import TransferSetWriter
 
+    clear(out)
     recipe, skipped = work.recipe, []
     height, width, channels = recipe.image_size()
     synthetic, made = _invert(work)
     sources = [load(work, source) for source in recipe.images.real]
     for source in sources:
         skipped += [asdict(entry) for entry in source.skipped]
+    # The writer makes its own temporary folder beside the set: inside ours, nothing is left over.
+    folder = out / "set"
     with TransferSetWriter(
-        out,
+        folder,
         size=(height, width),
         channels=channels,
         classes=recipe.class_names(),
@@ -84,6 +92,9 @@ def _make(work: Work, out: Path) -> None:
                 ids=[f"inverted-{index:06d}" for index in range(len(synthetic))],
                 may_ship=True,
             )
+    for file in folder.iterdir():
+        file.rename(out / file.name)
+    folder.rmdir()
 
 
 def _add_real(
@@ -127,7 +138,6 @@ def _invert(work: Work) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         "count": section.count,
         "hit": found.hit,
         "bn_distance": found.bn_distance,
-        "images_per_second": round(found.images_per_second, 2),
         "note": found.note,
         "history": found.history,
     }

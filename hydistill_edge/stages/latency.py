@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hydistill_edge.images.resize import resize
 from hydistill_edge.stages import artifacts
 from hydistill_edge.stages.work import Planned, Work
@@ -31,7 +33,11 @@ def run(work: Work) -> None:
         work.report("latency", done, len(work.planned), {})
         work.run.file_stage(
             f"latency.{planned.key}",
-            work.inputs(section.model_dump(), after=("images", f"targets.{planned.key}")),
+            work.inputs(
+                section.model_dump(),
+                planned.judged_facts,
+                after=("images", f"targets.{planned.key}"),
+            ),
             f"targets/{planned.key}/latency.json",
             partial(_measured, work, planned),
         )
@@ -48,12 +54,24 @@ def _measured(work: Work, planned: Planned) -> str:
         threads = section.threads or profile.threads
         found = measure_runner(
             partial(built.open, threads=threads),
-            work.transfer.images(work.partition.parity[: 4 * DISTINCT_INPUTS]),
+            _inputs(work),
             profile=profile,
             mode=section.mode,
             threads=threads,
         )
     return json.dumps(found.to_dict(), indent=2)
+
+
+def _inputs(work: Work) -> Images:
+    """Return at least 64 distinct images, shape (N, H, W, C).
+
+    Where parity has fewer, seeded random pixels join them: latency does not depend on what images
+    show.
+    """
+    images = work.transfer.images(work.partition.parity[: 4 * DISTINCT_INPUTS])
+    shape = (max(0, DISTINCT_INPUTS - len(images)), *images.shape[1:])
+    noise = np.random.default_rng(work.recipe.seed).integers(0, 256, shape, np.uint8)
+    return np.concatenate([images, noise])
 
 
 def measure_runner(

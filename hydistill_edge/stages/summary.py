@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hydistill_edge.run_directory import read_json, write_bytes, write_text
+from hydistill_edge.run_directory import read_json, space_errors, write_bytes, write_text
 from hydistill_edge.stages import artifacts
 from hydistill_edge.stages.artifacts import Built
 from hydistill_edge.stages.work import Work
@@ -25,9 +25,10 @@ def run(work: Work) -> None:
     work.report("report", 0, 1, {})
     summary = summarize(work)
     # Always made anew: it takes a moment, and a report must never show an older run's numbers.
-    write_text(work.path("summary.json"), json.dumps(summary, indent=2) + "\n")
-    save_preview(work)
-    write_report(work.run.path)
+    with space_errors(work.path("report.html")):
+        write_text(work.path("summary.json"), json.dumps(summary, indent=2) + "\n")
+        save_preview(work)
+        write_report(work.run.path)
     work.report("report", 1, 1, {})
 
 

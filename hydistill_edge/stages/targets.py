@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydistill_edge.run_directory import write_json
+from hydistill_edge.run_directory import clear, write_json
 from hydistill_edge.stages import artifacts
 from hydistill_edge.stages.work import Planned, Work
 from hydistill_edge.targets.base import Calibration
@@ -17,7 +17,7 @@ def run(work: Work) -> None:
     """Write targets/<target>-<device>-<precision>/ for every artifact of the recipe."""
     for done, planned in enumerate(work.planned):
         work.report("targets", done, len(work.planned), {})
-        parts = [planned.key, planned.graph]
+        parts = [planned.key, planned.graph, planned.build_facts]
         after: tuple[str, ...] = ("graph",)
         if planned.precision == "int8":
             recipe = work.recipe
@@ -37,8 +37,7 @@ def make(work: Work, planned: Planned, folder: Path) -> None:
     from hydistill_edge.targets.adapters import builder
     from hydistill_edge.targets.graph import read_graph
 
-    for leftover in folder.iterdir():
-        leftover.unlink()  # of a killed run; builders start from an empty folder
+    clear(folder)  # builders start from an empty folder
     calibration = None
     if planned.precision == "int8":
         calibration, facts = choose_calibration(work, planned)

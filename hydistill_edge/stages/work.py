@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydistill_edge import __version__
-from hydistill_edge.errors import MissingFileError
+from hydistill_edge.errors import MissingFileError, TransferSetError
 from hydistill_edge.recipe import Recipe
 from hydistill_edge.run_directory import RunDirectory, digest_of
 from hydistill_edge.targets.base import Precision, TargetName
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 Report = Callable[[str, int, int, Mapping[str, float]], None]
 """`report(stage, done, total, metrics)`: how a build tells how far it is."""
+
+
+LEAST_PARITY = 2
+"""Images without which the ladder's comparisons say nothing."""
+
+_TEXTS = ("title", "description", "sources")
+"""Fields of a device profile that decide nothing."""
 
 
 def quiet(_stage: str, _done: int, _total: int, _metrics: Mapping[str, float]) -> None:
@@ -43,6 +50,18 @@ class Planned:
     def key(self) -> str:
         """Name of the artifact's folder: target-device-precision."""
         return f"{self.target}-{self.profile.name}-{self.precision}"
+
+    @property
+    def build_facts(self) -> dict[str, Any]:
+        """What the profile says that an artifact is built by: all but its limits and its texts."""
+        facts = asdict(self.profile)
+        return {key: facts[key] for key in facts if key not in ("latency", *_TEXTS)}
+
+    @property
+    def judged_facts(self) -> dict[str, Any]:
+        """What the profile says that a measurement is judged by."""
+        facts = asdict(self.profile)
+        return {key: facts[key] for key in facts if key not in _TEXTS}
 
     @property
     def graph(self) -> str:
@@ -65,6 +84,9 @@ class Work:
     def inputs(self, *parts: Any, after: tuple[str, ...] = ()) -> str:
         """Return the digest of what a stage is made from.
 
+        A stage above that ran again and came out differently makes this one stale, even where its
+        own inputs are the same: training may end by the clock.
+
         Args:
             parts: plain values: sections of the recipe, fingerprints of files.
             after: names of the stages whose results it reads; they must be finished.
@@ -80,7 +102,7 @@ class Work:
                     f"stage {stage.partition('.')[0]} has not run in {self.run.path}; run it "
                     "first, or build without --only"
                 )
-            above.append(record.inputs)
+            above.append([record.inputs, record.digest])
         return digest_of([__version__, parts, above])
 
     @cached_property
@@ -110,10 +132,12 @@ class Work:
 
     @cached_property
     def transfer(self) -> TransferSet:
-        """The transfer set, read memory-mapped."""
+        """The transfer set, read memory-mapped, after every shard was compared with its sha256."""
         from hydistill_edge.images.transfer_set import TransferSet
 
-        return TransferSet.open(self.path("transfer"))
+        transfer = TransferSet.open(self.path("transfer"))
+        transfer.verify()
+        return transfer
 
     @cached_property
     def student(self) -> Student:
@@ -127,11 +151,15 @@ class Work:
 
     @cached_property
     def partition(self) -> Partition:
-        """Calibration, parity and golden images: three disjoint parts of the transfer set."""
+        """Calibration, parity and golden images: three disjoint parts of the transfer set.
+
+        Raises:
+            TransferSetError: there are too few different images for that.
+        """
         from hydistill_edge.calibration.choose import partition
 
         transfer = self.transfer
-        return partition(
+        found = partition(
             hashes=transfer.hashes,
             pseudo_labels=transfer.pseudo_labels,
             origins=transfer.origins,
@@ -142,16 +170,28 @@ class Work:
             golden=self.recipe.parity.golden,
             seed=self.recipe.seed,
         )
+        if len(found.parity) < LEAST_PARITY:
+            raise TransferSetError(
+                f"the transfer set has {len(transfer)} different images, which leaves "
+                f"{len(found.parity)} to prove parity on; expected at least {LEAST_PARITY}: give "
+                "more real images, or a larger images.synthetic.count"
+            )
+        return found
 
     @cached_property
     def planned(self) -> list[Planned]:
         """Every artifact that the recipe asks for, in its order."""
-        return [
-            Planned(entry.target, profile, precision)
-            for entry in self.recipe.targets
-            for profile in (load_profile(entry.device),)
-            for precision in entry.precisions
-        ]
+        return plan(self.recipe)
+
+
+def plan(recipe: Recipe) -> list[Planned]:
+    """Return every artifact that a recipe asks for, in its order."""
+    return [
+        Planned(entry.target, profile, precision)
+        for entry in recipe.targets
+        for profile in (load_profile(entry.device),)
+        for precision in entry.precisions
+    ]
 
 
 def fingerprint(path: Path) -> list[Any]:
