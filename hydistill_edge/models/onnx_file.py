@@ -79,12 +79,7 @@ def check_external_data(model: ModelProto, path: Path) -> None:
         MissingFileError: a file that does not exist.
     """
     folder = path.parent.resolve()
-    for tensor in _tensors(model):
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        location = next(
-            (entry.value for entry in tensor.external_data if entry.key == "location"), ""
-        )
+    for tensor, location in _external(model):
         parts = PurePosixPath(location).parts
         plain = (
             bool(parts)
@@ -122,6 +117,20 @@ def check_external_data(model: ModelProto, path: Path) -> None:
                 "outside "
                 "the model's folder; replace it by a copy"
             )
+
+
+def external_files(path: Path) -> list[Path]:
+    """Return the files beside a model that it keeps weights in; none where it cannot be read.
+
+    Places outside the model's folder are left out: `read_model` refuses them.
+    """
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception:  # `read_model` says what is wrong with it
+        return []
+    places = {PurePosixPath(name) for _, name in _external(model)}
+    inside = (place for place in places if not place.is_absolute() and ".." not in place.parts)
+    return sorted(path.parent / place for place in inside)
 
 
 def read_input(model: ModelProto, source: str) -> OnnxInput:
@@ -167,6 +176,14 @@ def opset_of(model: ModelProto) -> int:
         (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
         default=0,
     )
+
+
+def _external(model: ModelProto) -> Iterator[tuple[TensorProto, str]]:
+    """Yield the tensors stored outside, each with the place that it names."""
+    for tensor in _tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            places = (entry.value for entry in tensor.external_data if entry.key == "location")
+            yield tensor, next(places, "")
 
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:

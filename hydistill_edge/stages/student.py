@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydistill_edge.run_directory import digest_of_file, write_json
+from hydistill_edge.run_directory import write_json
+from hydistill_edge.stages.teacher import network_state
 from hydistill_edge.stages.work import Work
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ def run(work: Work) -> None:
     """Write student/: weights, facts and, where it was trained, the training's history."""
     recipe = work.recipe
     plain = recipe.to_dict()
-    own = recipe.student.weights
+    own = recipe.student.weights is not None
     parts = [recipe.method, plain["student"], plain["training"], recipe.seed]
-    parts.append(digest_of_file(Path(own)) if own else None)
+    parts.append(network_state(recipe.student) if own else None)
     parts.append([recipe.image_size(), recipe.class_names()])
     after = ("teacher",) if recipe.method == "none" else ("teacher", "images")
     work.run.folder_stage(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from hydistill_edge.run_directory import digest_of_file
 from hydistill_edge.stages.work import Work
@@ -12,13 +13,24 @@ from hydistill_edge.stages.work import Work
 def run(work: Work) -> None:
     """Write teacher.json."""
     section = work.recipe.teacher or work.recipe.student
-    parts = [section.model_dump(mode="json"), digest_of_file(Path(str(section.weights)))]
-    if section.architecture and ".py:" in section.architecture:
-        parts.append(digest_of_file(Path(section.architecture.rpartition(":")[0])))
+    parts = [section.model_dump(mode="json"), network_state(section)]
     work.run.file_stage(
         "teacher", work.inputs(parts), "teacher.json", lambda: json.dumps(describe(work), indent=2)
     )
     work.report("teacher", 1, 1, {})
+
+
+def network_state(section: Any) -> list[str]:
+    """Return digests of every file that a teacher's or own student's network is made of."""
+    weights, architecture = Path(str(section.weights)), str(section.architecture)
+    files = [weights]
+    if weights.suffix.lower() == ".onnx":
+        from hydistill_edge.models.onnx_file import external_files
+
+        files += external_files(weights)
+    if ".py:" in architecture:
+        files.append(Path(architecture.rpartition(":")[0]))
+    return [digest_of_file(file) for file in files if file.is_file()]  # loading tells what is not
 
 
 def describe(work: Work) -> dict[str, object]:
