@@ -59,7 +59,9 @@ def _profile_bundle(path: Path, device: str | None, mode: ModeName) -> dict[str,
     """Measure a bundle on seeded random pixels: latency does not depend on what they show."""
     with TemporaryDirectory() as folder:
         manifest = unpack(path, Path(folder) / "bundle")
-        profile = load_profile(device or manifest.device)
+        # The profile travels in the bundle: a user's own has no name that is known here.
+        own = Path(folder) / "bundle" / "device.yaml"
+        profile = load_profile(device or (own if own.exists() else manifest.device))
         size = (manifest.input.height, manifest.input.width, manifest.input.channels)
         images = np.random.default_rng(0).integers(0, 256, (2 * DISTINCT_INPUTS, *size), np.uint8)
         found = measure_runner(

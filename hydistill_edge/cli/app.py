@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from hydistill_edge.cli import (
     verify,
 )
 from hydistill_edge.cli.console import print_error
-from hydistill_edge.errors import HydistillError, MissingPackageError
+from hydistill_edge.errors import HydistillError, MissingPackageError, NoSpaceError, UsageError
 
 app = typer.Typer(
     name="hydistill",
@@ -84,6 +85,9 @@ def run(arguments: list[str]) -> int:
         return 130
     except BrokenPipeError:
         return 0  # the reader of our output has seen enough
+    except OSError as error:
+        translated = _translate_os(error)
+        return _fail(translated, translated.exit_code, debug, as_json)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors
             return _fail(error, 2, debug, as_json, text=error.format_message())
@@ -100,8 +104,20 @@ def _fail(
         import traceback
 
         traceback.print_exception(error)
-    print_error(text or str(error), kind=type(error).__name__, code=code, as_json=as_json)
+    message = text if text is not None else str(error)
+    if message:  # no command at all is answered by the help, which stands there already
+        print_error(message, kind=type(error).__name__, code=code, as_json=as_json)
     return code
+
+
+def _translate_os(error: OSError) -> HydistillError:
+    """Say what the system refused; what a command foresees has a message of its own."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError(
+            f"no space left on the disk ({error}); what was finished before is kept: free some "
+            "space and run the same command again"
+        )
+    return UsageError(f"the system refused a file ({error}); check the path and its permissions")
 
 
 def _translate(error: ImportError) -> MissingPackageError:

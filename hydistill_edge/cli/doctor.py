@@ -14,18 +14,25 @@ def doctor(json: Json = False) -> None:
 
     Example: hydistill doctor
     """
+    from hydistill_edge.errors import ProfileError
     from hydistill_edge.targets.adapters import availability
     from hydistill_edge.targets.profiles import load_profile
 
     targets = availability()
     training = importlib.util.find_spec("torch") is not None
-    host = load_profile("host")
+    name: str | None = None
+    try:
+        host = load_profile("host")
+        name = host.name
+        likeness = f"this machine is like the device profile {name} ({host.title})"
+    except ProfileError as error:  # an ARM board, for one
+        likeness = str(error)
     if json:
         print_json(
             {
                 "python": platform.python_version(),
                 "machine": platform.machine(),
-                "device_profile": host.name,
+                "device_profile": name,
                 "training": {
                     "usable": training,
                     "remedy": "" if training else 'pip install "hydistill-edge[build]"',
@@ -52,9 +59,7 @@ def doctor(json: Json = False) -> None:
         )
     console = stdout()
     console.print(made)
-    console.print(
-        f"this machine is like the device profile {host.name} ({host.title})", markup=False
-    )
+    console.print(likeness, markup=False)
 
 
 def _yes(value: bool) -> str:

@@ -211,6 +211,11 @@ def open_npz(path: Path, *, use_labels: bool) -> ArrayReader:
     """
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):
+        raise ImageSourceError(
+            f"{path}: truncated, corrupt or no .npz archive; write one with "
+            "numpy.savez(path, images=...)"
+        )
     labels = class_names = None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:

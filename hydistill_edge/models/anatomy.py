@@ -113,7 +113,8 @@ def check_logits(network: nn.Module, example: Tensor, *, classes: int) -> Tensor
         )
     if not bool(torch.isfinite(output).all()):
         raise TeacherError(
-            "the network's logits are not finite on random images: the weights are broken"
+            "the network's logits are not finite on random images: the weights are broken (NaN, "
+            "infinity, or a negative variance); take an earlier checkpoint"
         )
     sums = output.sum(dim=1)
     if classes > 1 and bool((output >= 0).all()) and bool(((sums - 1).abs() < 1e-4).all()):

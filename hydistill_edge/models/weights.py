@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -193,9 +194,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise TeacherError(
-            f"{path}: holds pickled objects besides tensors, and unpickling runs the file's own "
-            "code, so "
-            f"it was not read ({_first_line(error)}); {RESAVE}"
+            f"{path}: holds pickled objects besides tensors{_refused_class(error)}, and unpickling "
+            f"runs the file's own code, so it was not read; {RESAVE}"
         ) from error
     except Exception as error:
         raise TeacherError(
@@ -317,6 +317,12 @@ def _output_hint(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) ->
 def _some(items: list[str]) -> str:
     rest = len(items) - SHOWN
     return ", ".join(items[:SHOWN]) + (f", and {rest} more" if rest > 0 else "")
+
+
+def _refused_class(error: pickle.UnpicklingError) -> str:
+    """Return the class that torch would not make, in brackets; nothing where it names none."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" (such as {found[1]})" if found else ""
 
 
 def _first_line(error: BaseException) -> str:
