@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hydistill_edge.errors import MissingFileError, UsageError
+from hydistill_edge.models.architectures import build_network
 from hydistill_edge.models.counting import count
 from hydistill_edge.models.onnx_network import load_onnx
 from hydistill_edge.models.pixels import InputSpec
@@ -58,7 +60,8 @@ def inspect_teacher(
         raise MissingFileError(f"there is no teacher file {weights}")
     options = dict(options or {})
     height, width, channels = _input_size(weights, size, channels)
-    names = _class_names(classes) or _numbered_classes(weights, (channels, height, width), options)
+    shape = (channels, height, width)
+    names = _class_names(classes) or _numbered_classes(weights, architecture, shape, options)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else (GREY_MEAN, GREY_STD)
     teacher = Teacher.load(
         weights,
@@ -158,22 +161,75 @@ def _class_names(path: Path | None) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise MissingFileError(f"there is no class list {path}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is no text ({error}); expected one class name per line, in UTF-8"
+        ) from error
     return [line.strip() for line in lines if line.strip()]
 
 
 def _numbered_classes(
-    weights: Path, shape: tuple[int, int, int], options: Mapping[str, Any]
+    weights: Path,
+    architecture: str | None,
+    shape: tuple[int, int, int],
+    options: Mapping[str, Any],
 ) -> list[str]:
-    """Return class_0, class_1, ... as many as the file's last layer has outputs."""
+    """Return class_0, class_1, ... as many as the network has outputs."""
+    outputs = None
     if weights.suffix.lower() == ".onnx":
+        outputs = _outputs_of(load_onnx(weights), shape)
+    elif architecture is not None:
+        outputs = _outputs_in(read_weights(weights), architecture, shape, options)
+        if outputs is None:
+            outputs = _outputs_of(_network(architecture, 2, shape, options), shape)
+    # What has no outputs, or no architecture, is refused by loading it.
+    return [f"class_{index}" for index in range(outputs or 2)]
+
+
+def _outputs_in(
+    tensors: Mapping[str, torch.Tensor],
+    architecture: str,
+    shape: tuple[int, int, int],
+    options: Mapping[str, Any],
+) -> int | None:
+    """Return how many classes the weights were trained for, None where the shapes do not tell.
+
+    The tensors that grow with the number of classes are the classifier's.
+    """
+    few, more = (_network(architecture, count, shape, options).state_dict() for count in (2, 3))
+    for name, tensor in few.items():
+        if name in tensors and name in more and tensor.shape[:1] < more[name].shape[:1]:
+            return len(tensors[name])
+    return None
+
+
+def _network(
+    architecture: str, classes: int, shape: tuple[int, int, int], options: Mapping[str, Any]
+) -> torch.nn.Module:
+    channels, height, width = shape
+    return build_network(
+        architecture,
+        classes=classes,
+        channels=channels,
+        size=(height, width),
+        options=options,
+        base=Path.cwd(),
+    )
+
+
+def _outputs_of(network: torch.nn.Module, shape: tuple[int, int, int]) -> int:
+    """Return how many outputs a network gives; a network that gives none is refused later."""
+    try:
         with torch.no_grad():
-            outputs = load_onnx(weights)(torch.zeros(1, *shape)).shape[1]
-    else:
-        # Classifiers end in a bias, or else in a matrix whose rows are the classes.
-        tensors = [tensor for tensor in read_weights(weights).values() if tensor.ndim in (1, 2)]
-        outputs = len(tensors[-1]) if tensors else 0
-    wanted = options.get("num_classes", outputs)
-    return [f"class_{index}" for index in range(int(wanted))]
+            return int(network.eval()(torch.zeros(1, *shape)).shape[1])
+    except Exception:  # the network's own code; loading runs it again and says what is wrong
+        return 2
+
+
+def _recipe_name(stem: str) -> str:
+    """Return a file's name as the name of a build: plain letters, digits, dots and hyphens."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")
+    return plain[:64] or "build"
 
 
 def _relative(path: Path, base: Path) -> str:
@@ -196,7 +252,7 @@ def _recipe_text(
         "# One build: a teacher in, checked artifacts out. Run it with: hydistill build "
         + out.name,
         "# Every key: hydistill recipe schema. Every default: hydistill recipe check " + out.name,
-        "name: " + (weights.stem.replace(" ", "-") or "build"),
+        f"name: {json.dumps(_recipe_name(weights.stem))}",
         "seed: 0",
         "",
         "teacher:",
