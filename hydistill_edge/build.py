@@ -1,7 +1,7 @@
 """One recipe in, checked artifacts out: the stages, in the order in which the data flows.
 
-    teacher -> images -> student -> graph -> targets -> parity -> latency -> evaluation
-            -> bundle -> report
+    teacher -> images -> student -> graph -> calibration -> targets -> parity -> latency
+            -> evaluation -> bundle -> report
 
 Each stage reads what earlier ones left in the run directory, so each can run alone; a stage whose
 inputs are unchanged is skipped. A failed gate is a value in `summary.json`, not an exception.
@@ -27,6 +27,7 @@ from hydistill_edge.recipe import Recipe
 from hydistill_edge.run_directory import RunDirectory, read_json, write_json, write_text
 from hydistill_edge.stages import (
     bundle,
+    calibration,
     evaluation,
     graph,
     images,
@@ -45,6 +46,7 @@ STAGES: Mapping[str, Callable[[Work], None]] = {
     "images": images.run,
     "student": student.run,
     "graph": graph.run,
+    "calibration": calibration.run,
     "targets": targets.run,
     "parity": parity.run,
     "latency": latency.run,

@@ -210,7 +210,23 @@ class Calibration(Section):
         default=256,
         ge=1,
         le=100_000,
-        description="Images, balanced over the classes, disjoint from those of parity.",
+        description="Images at most, balanced over the classes, disjoint from those of parity; "
+        "fewer where fewer cover every range of the student's layers.",
+    )
+    source: Literal["transfer", "student"] = Field(
+        default="transfer",
+        description="transfer: images of the transfer set; student: images made from the "
+        "student's own batch norms.",
+    )
+    times: int = Field(
+        default=2, ge=1, le=16, description="Images that every part of a range is to be seen in."
+    )
+    quality: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Score that the images must reach; the default depends on whether real "
+        "images are there to judge by.",
     )
 
 

@@ -30,8 +30,8 @@ def build(
     only: Annotated[
         str | None,
         typer.Option(
-            help="Run one stage alone: teacher, images, student, graph, targets, parity, latency, "
-            "evaluation, bundle or report."
+            help="Run one stage alone: teacher, images, student, graph, calibration, targets, "
+            "parity, latency, evaluation, bundle or report."
         ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Redo stages that are done.")] = False,

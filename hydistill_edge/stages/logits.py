@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 BATCH = 256
 
 
-def network_logits(network: nn.Module, images: Images) -> Logits:
+def network_logits(network: nn.Module, images: Images, *, batch: int = BATCH) -> Logits:
     """Return the logits of a `Teacher` or `Student`, in float32 and without gradients.
 
     Args:
         network: takes float pixels in [0, 1], shape (N, C, H, W).
         images: shape (N, H, W, C) uint8, any N.
+        batch: images at once.
     """
     import torch
 
@@ -27,8 +28,8 @@ def network_logits(network: nn.Module, images: Images) -> Logits:
     device = next(network.parameters()).device
     parts = []
     with torch.inference_mode():
-        for start in range(0, len(images), BATCH):
-            pixels = torch.from_numpy(images[start : start + BATCH]).to(device)
+        for start in range(0, len(images), batch):
+            pixels = torch.from_numpy(images[start : start + batch]).to(device)
             logits = network(pixels.permute(0, 3, 1, 2).float() / 255)
             parts.append(logits.float().cpu().numpy())
     if not parts:

@@ -136,6 +136,7 @@ def _artifact(work: Work, built: Built, scores: Mapping[str, Any]) -> dict[str, 
     latency = _optional(work, "targets", planned.key, "latency.json")
     score = scores.get(planned.key)
     gates = list((latency or {}).get("gates", []))
+    gates += _calibration_gate(work, planned.precision)
     drop = _accuracy_drop(work, planned.precision, score, scores.get("student"))
     verdicts = [
         parity["passed"] if parity else None,
@@ -164,6 +165,25 @@ def _artifact(work: Work, built: Built, scores: Mapping[str, Any]) -> dict[str, 
     if built.simulated_by and score:
         row["accuracy_note"] = f"simulated: the same graph run by {built.simulated_by}"
     return row
+
+
+def _calibration_gate(work: Work, precision: str) -> list[dict[str, Any]]:
+    """Return the gate on the quality of the calibration images, for an int8 artifact."""
+    choice = _optional(work, "calibration", "choice.json")
+    if precision != "int8" or choice is None:
+        return []
+    quality = choice["quality"]
+    return [
+        {
+            "name": "quality of the calibration images",
+            "passed": quality["passed"],
+            "value": quality["score"],
+            "limit": quality["limit"],
+            "direction": "at_least",
+            "unit": "score",
+            "why": "; ".join(quality["advice"]) or f"judged against {quality['reference']}",
+        }
+    ]
 
 
 def _accuracy_drop(

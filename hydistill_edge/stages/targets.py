@@ -9,6 +9,7 @@ from typing import Any
 
 from hydistill_edge.run_directory import clear, write_json
 from hydistill_edge.stages import artifacts
+from hydistill_edge.stages.calibration import read_choice
 from hydistill_edge.stages.work import Planned, Work
 from hydistill_edge.targets.base import Calibration
 
@@ -20,9 +21,7 @@ def run(work: Work) -> None:
         parts = [planned.key, planned.graph, planned.build_facts]
         after: tuple[str, ...] = ("graph",)
         if planned.precision == "int8":
-            recipe = work.recipe
-            parts += [recipe.calibration.count, recipe.parity.model_dump(), recipe.seed]
-            after = ("graph", "images")
+            after = ("graph", "calibration")
         work.run.folder_stage(
             f"targets.{planned.key}",
             work.inputs(parts, after=after),
@@ -40,7 +39,7 @@ def make(work: Work, planned: Planned, folder: Path) -> None:
     clear(folder)  # builders start from an empty folder
     calibration = None
     if planned.precision == "int8":
-        calibration, facts = choose_calibration(work, planned)
+        calibration, facts = read_calibration(work, planned)
         write_json(folder / "calibration.json", facts)
     artifact = builder(planned.target).build(
         read_graph(work.path("graph", planned.graph)),
@@ -52,24 +51,14 @@ def make(work: Work, planned: Planned, folder: Path) -> None:
     write_json(folder / "artifact.json", artifacts.describe(artifact, folder))
 
 
-def choose_calibration(work: Work, planned: Planned) -> tuple[Calibration, dict[str, Any]]:
+def read_calibration(work: Work, planned: Planned) -> tuple[Calibration, dict[str, Any]]:
     """Return the images and the scheme of an int8 artifact, and calibration.json."""
-    from hydistill_edge.calibration.choose import describe
     from hydistill_edge.calibration.ranges import estimate_ranges
     from hydistill_edge.calibration.scheme import choose_scheme
     from hydistill_edge.targets.onnxruntime.activations import make_activation_reader
 
-    transfer, rows = work.transfer, work.partition.calibration
-    images = transfer.images(rows)
+    images, choice = read_choice(work)
     scheme = choose_scheme(planned.target, planned.profile)
-    choice = describe(
-        rows,
-        images=images,
-        pseudo_labels=transfer.pseudo_labels,
-        ids=transfer.ids,
-        classes=work.recipe.class_names(),
-        reason=work.partition.reason,
-    )
 
     def estimate(model: Path, tensors: Sequence[str]) -> dict[str, tuple[float, float]]:
         ranges = estimate_ranges(
@@ -77,11 +66,5 @@ def choose_calibration(work: Work, planned: Planned) -> tuple[Calibration, dict[
         )
         return {name: (found.low, found.high) for name, found in ranges.items()}
 
-    calibration = Calibration(images, choice.ids, choice.digest, scheme, estimate)
-    facts = {
-        "schema_version": 1,
-        "source": "transfer",
-        **choice.to_dict(),
-        "scheme": scheme.to_dict(),
-    }
-    return calibration, facts
+    calibration = Calibration(images, tuple(choice["ids"]), choice["digest"], scheme, estimate)
+    return calibration, {**choice, "scheme": scheme.to_dict()}

@@ -1,0 +1,196 @@
+"""Stage calibration: which images the int8 ranges are taken from, and how good they are."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydistill_edge.calibration.choose import Choice, choose_covering
+from hydistill_edge.calibration.coverage import Activations, summarize
+from hydistill_edge.calibration.quality import LayerMoments, Quality, judge_quality
+from hydistill_edge.run_directory import read_json, write_bytes, write_json
+from hydistill_edge.stages.logits import network_logits
+from hydistill_edge.stages.work import Work
+from hydistill_edge.targets.base import Images
+
+if TYPE_CHECKING:
+    from hydistill_edge.images.content_hash import Hashes
+
+REFERENCE_IMAGES = 50
+"""Real images that a set is judged against: more would cost time and tell little more."""
+
+STUDENT_FACTOR = 2
+"""Images made from the student, per image wanted: the choice wants something to choose from."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The images to choose from.
+
+    Attributes:
+        images: shape (N, H, W, C) uint8, or a mapped set that gives rows.
+        labels: shape (N,), the class of each by the network that named it.
+    """
+
+    pixels: Any
+    hashes: Hashes
+    labels: NDArray[np.int64]
+    ids: Any
+    source: str
+
+    def images(self, rows: NDArray[np.int64]) -> Images:
+        """Return the pixels of rows, shape (n, H, W, C) uint8."""
+        found: Images = self.pixels(rows)
+        return found
+
+
+def run(work: Work) -> None:
+    """Write calibration/: the chosen images, and choice.json with reasons and quality."""
+    if not any(planned.precision == "int8" for planned in work.planned):
+        work.report("calibration", 1, 1, {})
+        return
+    recipe = work.recipe
+    parts = [recipe.calibration.model_dump(), recipe.parity.model_dump(), recipe.seed]
+    parts.append(recipe.to_dict()["images"]["synthetic"]["inversion"])
+    work.run.folder_stage(
+        "calibration",
+        work.inputs(parts, after=("graph", "images")),
+        "calibration",
+        lambda folder: _make(work, folder),
+    )
+    work.report("calibration", 1, 1, {})
+
+
+def read_choice(work: Work) -> tuple[Images, dict[str, Any]]:
+    """Return the chosen images, shape (N, H, W, C) uint8, and choice.json."""
+    with np.load(work.path("calibration", "images.npz"), allow_pickle=False) as file:
+        images: Images = file["images"]
+    facts: dict[str, Any] = read_json(work.path("calibration", "choice.json"))
+    return images, facts
+
+
+def _make(work: Work, folder: Path) -> None:
+    from hydistill_edge.targets.graph import NORMALIZED
+    from hydistill_edge.targets.graph_layers import layer_inputs
+    from hydistill_edge.targets.onnxruntime.activations import make_activation_reader
+
+    graph = work.path("graph", sorted({planned.graph for planned in work.planned})[0])
+    tensors = layer_inputs(graph, leave_out=(NORMALIZED,))
+    reader = make_activation_reader()
+    candidates = (
+        _from_student(work) if work.recipe.calibration.source == "student" else _from_set(work)
+    )
+    apart = np.concatenate([work.partition.parity, work.partition.golden])
+    choice = choose_covering(
+        images=candidates.images,
+        hashes=candidates.hashes,
+        pseudo_labels=candidates.labels,
+        ids=candidates.ids,
+        classes=work.recipe.class_names(),
+        count=work.recipe.calibration.count,
+        seed=work.recipe.seed,
+        exclude=work.transfer.hashes[apart],
+        reader=reader,
+        model=graph,
+        tensors=tensors,
+        times=work.recipe.calibration.times,
+    )
+    images = candidates.images(choice.rows)
+    real = _real_reference(work)
+    quality = _judge(
+        work,
+        choice,
+        images,
+        summarize(reader, graph, tensors, images),
+        summarize(reader, graph, tensors, real) if len(real) else None,
+    )
+    stream = io.BytesIO()
+    np.savez(stream, images=images)
+    write_bytes(folder / "images.npz", stream.getvalue())
+    write_json(
+        folder / "choice.json",
+        {
+            "schema_version": 1,
+            "source": candidates.source,
+            **choice.to_dict(),
+            "quality": quality.to_dict(),
+        },
+    )
+
+
+def _from_set(work: Work) -> Candidates:
+    transfer = work.transfer
+    return Candidates(
+        transfer.images, transfer.hashes, transfer.pseudo_labels, transfer.ids, "transfer"
+    )
+
+
+def _from_student(work: Work) -> Candidates:
+    """Make images from the student's own batch norms: those are the ranges that are quantized."""
+    from hydistill_edge.images.content_hash import content_hashes
+    from hydistill_edge.synthesis.inversion import invert
+
+    recipe = work.recipe
+    count = max(STUDENT_FACTOR * recipe.calibration.count, len(recipe.class_names()))
+
+    def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        work.report("calibration", done, total + 1, metrics)
+
+    found = invert(
+        work.student,
+        count=count,
+        settings=recipe.images.synthetic.inversion,
+        seed=recipe.seed + 1,  # never the images that the teacher gave under this seed
+        device=work.torch_device,
+        progress=progress,
+    )
+    labels = network_logits(work.student, found.images).argmax(axis=1)
+    ids = [f"student-inverted-{index:06d}" for index in range(count)]
+    return Candidates(
+        lambda rows: found.images[rows], content_hashes(found.images), labels, ids, "student"
+    )
+
+
+def _real_reference(work: Work) -> Images:
+    """Return real images to judge the set against; parity's, since no other is left over."""
+    rows = work.partition.parity
+    real = rows[work.transfer.origins[rows] == "real"]
+    return work.transfer.images(real[:REFERENCE_IMAGES])
+
+
+def _judge(
+    work: Work,
+    choice: Choice,
+    images: Images,
+    activations: Activations,
+    real: Activations | None,
+) -> Quality:
+    from hydistill_edge.objectives.bn_statistics import BatchStatistics, bn_distance
+
+    with BatchStatistics(work.student.network) as reader:
+        network_logits(work.student, images, batch=len(images))
+        layers = reader.take()
+    moments = [
+        LayerMoments(
+            layer.name,
+            layer.mean.numpy(),
+            layer.variance.numpy(),
+            layer.running_mean.numpy(),
+            layer.running_variance.numpy(),
+        )
+        for layer in layers
+    ]
+    return judge_quality(
+        choice.per_class,
+        activations=activations,
+        real=real,
+        moments=moments,
+        bn_distances={layer.name: float(bn_distance([layer])) for layer in layers},
+        limit=work.recipe.calibration.quality,
+    )

@@ -1,0 +1,56 @@
+"""The calibration stage: which images, why, and how good they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hydistill_edge.build import open_recipe
+from hydistill_edge.calibration.choose import pixel_digest
+from hydistill_edge.run_directory import RunDirectory
+from hydistill_edge.stages import calibration
+from hydistill_edge.stages.work import Work, quiet
+
+
+@pytest.fixture
+def work(run_copy: Path) -> Work:
+    return Work(open_recipe(run_copy), RunDirectory(run_copy), quiet)
+
+
+def test_choice_is_explained_and_is_what_the_artifacts_use(work: Work) -> None:
+    images, choice = calibration.read_choice(work)
+    used = json.loads(
+        work.path("targets", work.planned[0].key, "calibration.json").read_text("utf-8")
+    )
+
+    assert pixel_digest(images) == choice["digest"] == used["digest"]
+    assert len(images) == choice["count"] == sum(choice["per_class"].values())
+    assert {pick["id"] for pick in choice["coverage"]["picks"]} == set(choice["ids"])
+    assert 0 < choice["quality"]["score"] <= 1
+
+
+def test_chosen_images_are_apart_from_parity_and_golden(work: Work) -> None:
+    images, _ = calibration.read_choice(work)
+    apart = np.concatenate([work.partition.parity, work.partition.golden])
+    others = {image.tobytes() for image in work.transfer.images(apart)}
+    assert not others & {image.tobytes() for image in images}
+
+
+def test_images_come_from_the_student_when_asked(work: Work) -> None:
+    section = work.recipe.calibration.model_copy(update={"source": "student"})
+    asked = Work(work.recipe.model_copy(update={"calibration": section}), work.run, quiet)
+    with work.run:
+        calibration.run(asked)
+    _, choice = calibration.read_choice(asked)
+    assert choice["source"] == "student"
+    assert all(name.startswith("student-inverted-") for name in choice["ids"])
+
+
+def test_quality_is_a_gate_of_every_int8_artifact(run_copy: Path) -> None:
+    summary = json.loads((run_copy / "summary.json").read_text("utf-8"))
+    for artifact in summary["artifacts"]:
+        names = [gate["name"] for gate in artifact["gates"]]
+        assert ("quality of the calibration images" in names) == (artifact["precision"] == "int8")
