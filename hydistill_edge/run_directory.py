@@ -91,9 +91,11 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def clear(folder: Path) -> None:
-    """Remove everything in a folder: what a killed run left in its temporary one."""
+def clear(folder: Path, *, keep: str = "") -> None:
+    """Remove everything in a folder but one entry: what a killed run left in its temporary one."""
     for leftover in folder.iterdir():
+        if leftover.name == keep:
+            continue
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
         else:

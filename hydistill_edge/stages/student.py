@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydistill_edge.run_directory import write_json
+from hydistill_edge.run_directory import clear, write_json
 from hydistill_edge.stages.teacher import network_state
 from hydistill_edge.stages.work import Work
 
@@ -34,6 +34,7 @@ def run(work: Work) -> None:
 
 
 def _make(work: Work, folder: Path) -> None:
+    clear(folder, keep=CHECKPOINTS)
     if work.recipe.method == "none":
         student = _adopt(work)
         facts: dict[str, Any] = {"holdout_agreement": None, "holdout_note": NOT_TRAINED}
