@@ -107,7 +107,7 @@ def train_teacher(
         rows = torch.randint(len(pixels), (TEACHER_BATCH,), generator=chance)
         loss = F.cross_entropy(network(_shift(pixels[rows], chance)), targets[rows])
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
         if report is not None and (step + 1) % 20 == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from hydistill_edge.errors import UsageError
 from hydistill_edge.stages.latency import measure_runner
 from hydistill_edge.stages.work import Report
 from hydistill_edge.targets.adapters import open_runner
+from hydistill_edge.targets.base import Precision
 from hydistill_edge.targets.latency import DISTINCT_INPUTS, ModeName
 from hydistill_edge.targets.profiles import load_profile
 
@@ -24,7 +25,7 @@ def profile(
     subject: Path,
     *,
     device: str | None = None,
-    mode: str = "quick",
+    mode: ModeName = "quick",
     report: Report | None = None,
 ) -> dict[str, Any]:
     """Measure a run's artifacts, or one bundle; return latency reports by artifact.
@@ -70,7 +71,7 @@ def _profile_bundle(path: Path, device: str | None, mode: ModeName) -> dict[str,
                 manifest.target,
                 Path(folder) / "bundle" / manifest.entry,
                 threads=manifest.threads,
-                precision=manifest.precision,
+                precision=cast(Precision, manifest.precision),
             ),
             images,
             profile=profile,

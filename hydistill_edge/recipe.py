@@ -499,7 +499,7 @@ class Recipe(Section):
 class _FileSchema(Recipe):
     """`Recipe` for the JSON schema alone: fields with settings become plain placeholders."""
 
-    training: Any = Field(  # type: ignore[assignment]
+    training: Any = Field(
         default=None, description="Settings of the method; null takes its defaults."
     )
 

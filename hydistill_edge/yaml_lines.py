@@ -64,9 +64,11 @@ def _note_lines(
                     f'line {line}: key "{key}" stands twice (first on line {seen[key]})'
                 )
             seen[key] = line
-            lines[(*path, key)] = line
-            _note_lines(value_node, (*path, key), lines, problems)
+            place = (*path, key)
+            lines[place] = line
+            _note_lines(value_node, place, lines, problems)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            lines[(*path, index)] = item.start_mark.line + 1
-            _note_lines(item, (*path, index), lines, problems)
+            place = (*path, index)
+            lines[place] = item.start_mark.line + 1
+            _note_lines(item, place, lines, problems)

@@ -163,7 +163,11 @@ class Builder(Protocol):
         """Write the artifact's files into the existing folder `out`.
 
         Args:
+            graph: the exported student.
+            precision: what the artifact computes in.
+            device: what it is built for.
             calibration: needed for int8, ignored otherwise.
+            out: where the files go.
 
         Raises:
             TargetUnavailableError: the runtime is not installed here.

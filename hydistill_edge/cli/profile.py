@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -16,6 +16,9 @@ from hydistill_edge.cli.console import (
     table,
     verdict,
 )
+
+if TYPE_CHECKING:
+    from hydistill_edge.targets.latency import ModeName
 
 
 def profile(
@@ -39,7 +42,7 @@ def profile(
     from hydistill_edge.stages.summary import overall
 
     with progress(quiet=json) as report:
-        results = run_profile(subject, device=device, mode=mode, report=report)
+        results = run_profile(subject, device=device, mode=cast("ModeName", mode), report=report)
     passed = overall([gate["passed"] for entry in results.values() for gate in entry["gates"]])
     if json:
         print_json({"passed": passed, "artifacts": results})

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hydistill_edge.calibration.choose import Choice, choose_covering
 from hydistill_edge.calibration.coverage import Activations, summarize
-from hydistill_edge.calibration.quality import LayerMoments, Quality, judge_quality
+from hydistill_edge.calibration.layer_quality import LayerMoments
+from hydistill_edge.calibration.quality import Quality, judge_quality
+from hydistill_edge.errors import RunDirectoryError
 from hydistill_edge.run_directory import read_json, write_bytes, write_json
 from hydistill_edge.stages.logits import network_logits
 from hydistill_edge.stages.work import Work
@@ -68,15 +72,25 @@ def run(work: Work) -> None:
 
 
 def read_choice(work: Work) -> tuple[Images, dict[str, Any]]:
-    """Return the chosen images, shape (N, H, W, C) uint8, and choice.json."""
-    with np.load(work.path("calibration", "images.npz"), allow_pickle=False) as file:
-        images: Images = file["images"]
+    """Return the chosen images, shape (N, H, W, C) uint8, and choice.json.
+
+    Raises:
+        RunDirectoryError: one of them is damaged.
+    """
+    path = work.path("calibration", "images.npz")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images: Images = file["images"]
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
+        raise RunDirectoryError(
+            f"{path} is damaged ({error}); delete it and build again"
+        ) from error
     facts: dict[str, Any] = read_json(work.path("calibration", "choice.json"))
     return images, facts
 
 
 def _make(work: Work, folder: Path) -> None:
-    from hydistill_edge.targets.graph import NORMALIZED
+    from hydistill_edge.targets.graph_input import NORMALIZED
     from hydistill_edge.targets.graph_layers import layer_inputs
     from hydistill_edge.targets.onnxruntime.activations import make_activation_reader
 
