@@ -1,0 +1,242 @@
+"""How good and how fast a student comes out of a teacher from outside, on a plain computer?
+
+Runs the main job on one of the two teachers that were trained elsewhere (a CIFAR-10 ResNet-9, a
+steel RegNetY), with their unlabelled images and without any image. The student has at most a
+quarter of the teacher's MACs; a whole build may take 45 minutes on two cores. The test split is
+looked at once, by the build's last stage.
+
+    python tools/bench/outside_teacher.py cifar10 SHARED
+    python tools/bench/outside_teacher.py neu_steel SHARED
+
+SHARED is a folder with `teachers/` and `data/`; see their README files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hydistill_edge.build import build, open_recipe
+from hydistill_edge.images.resize import RESIZE_RULE
+from hydistill_edge.models.student import Student
+from hydistill_edge.recipe import Recipe
+from hydistill_edge.run_directory import RunDirectory, read_json, write_json
+from hydistill_edge.stages.work import Work, quiet
+from hydistill_edge.targets.adapters import open_runner
+from hydistill_edge.targets.graph import export_student
+from hydistill_edge.targets.latency import Contender, compare_latency, read_conditions
+from hydistill_edge.targets.packages import version
+
+RESULTS = Path(__file__).parent / "results"
+LIMIT_S = 45 * 60
+PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "openvino", "nncf", "numpy")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A teacher, and what a build may use."""
+
+    teacher: Mapping[str, Any]
+    pilot: Mapping[str, Any]
+    test: Mapping[str, Any]
+    images: Mapping[str, Any]
+    student: Mapping[str, Any]
+    training: Mapping[str, Any]
+
+
+def cases(shared: Path) -> dict[str, Case]:
+    """Return the two cases, with their paths."""
+    data, teachers = shared / "data", shared / "teachers"
+    return {
+        "cifar10": Case(
+            teacher={
+                "weights": str(teachers / "cifar10_resnet9" / "teacher.safetensors"),
+                "architecture": f"{teachers / 'cifar10_resnet9' / 'resnet9.py'}:build",
+                "classes": [
+                    "airplane",
+                    "automobile",
+                    "bird",
+                    "cat",
+                    "deer",
+                    "dog",
+                    "frog",
+                    "horse",
+                    "ship",
+                    "truck",
+                ],
+                "input": {
+                    "height": 32,
+                    "width": 32,
+                    "channels": 3,
+                    "mean": [0.4914, 0.4822, 0.4465],
+                    "std": [0.2470, 0.2435, 0.2616],
+                },
+            },
+            pilot={
+                "kind": "npz",
+                "path": str(data / "cifar10" / "train.npz"),
+                "rows": "::5",
+                "limit": 5000,
+            },
+            test={"kind": "npz", "path": str(data / "cifar10" / "test.npz"), "use_labels": True},
+            images={"channels": 3},
+            student={"architecture": "resnet9", "width": 0.24},
+            training={"steps": 16_000, "max_seconds": 34 * 60},
+        ),
+        "neu_steel": Case(
+            teacher={
+                "weights": str(teachers / "neu_steel_regnet" / "teacher.safetensors"),
+                "architecture": "torchvision:regnet_y_400mf",
+                "classes": [
+                    "crazing",
+                    "inclusion",
+                    "patches",
+                    "pitted_surface",
+                    "rolled-in_scale",
+                    "scratches",
+                ],
+                "input": {
+                    "height": 64,
+                    "width": 64,
+                    "channels": 3,
+                    "mean": [0.50125] * 3,
+                    "std": [0.20692] * 3,
+                },
+            },
+            pilot={"kind": "npz", "path": str(data / "neu_steel" / "train.npz"), "rows": "::4"},
+            test={"kind": "npz", "path": str(data / "neu_steel" / "test.npz"), "use_labels": True},
+            images={"channels": 1},
+            student={"architecture": "resnet20", "width": 0.5},
+            training={"steps": 4_000, "max_seconds": 15 * 60, "batch": 64},
+        ),
+    }
+
+
+def recipe_of(name: str, case: Case, *, real: bool, synthetic: int) -> Recipe:
+    """Return the recipe of one row."""
+    plain = {
+        "name": name,
+        "teacher": dict(case.teacher),
+        "images": {
+            **case.images,
+            "real": [dict(case.pilot)] if real else [],
+            "synthetic": {"count": synthetic},
+        },
+        "student": dict(case.student),
+        "training": dict(case.training),
+        "targets": [
+            {"target": target, "device": "host", "precisions": ["fp32", "int8"]}
+            for target in ("onnxruntime", "openvino")
+        ],
+        "evaluation": dict(case.test),
+    }
+    return Recipe.parse(yaml.safe_dump(plain), name=name)
+
+
+def run_row(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Build once and return the row of the result."""
+    started = time.monotonic()
+    result = build(recipe, out=out, report=_print)
+    wall_s = time.monotonic() - started
+    summary = result.summary
+    artifacts = [
+        {
+            "target": artifact["target"],
+            "precision": artifact["precision"],
+            "accuracy": 100 * artifact["accuracy"],
+            "student_agreement": artifact["student_agreement"],
+            "p50_ms": artifact["latency"]["p50_ms"],
+            "p99_ms": artifact["latency"]["p99_ms"],
+            "bytes": artifact["bytes"],
+            "passed": artifact["passed"],
+        }
+        for artifact in summary["artifacts"]
+    ]
+    return {
+        "images": summary["transfer"],
+        "student": {key: summary["student"][key] for key in ("arch", "width", "params", "macs")},
+        "macs_ratio": summary["student"]["macs"] / summary["teacher"]["macs"],
+        "teacher_accuracy": 100 * summary["teacher"]["accuracy"],
+        "student_accuracy": 100 * summary["student"]["accuracy"],
+        "holdout_agreement": summary["student"]["holdout_agreement"],
+        "artifacts": artifacts,
+        "speedup_over_teacher": speedup(out, summary),
+        "wall_s": round(wall_s, 1),
+        "stage_s": summary["wall_s"],
+    }
+
+
+def speedup(out: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Time the teacher in fp32 (ONNX Runtime) against the faster int8 student, in turns."""
+    work = Work(open_recipe(out), RunDirectory(out), quiet)
+    teacher = Student.adopt(
+        work.teacher.network,
+        spec=work.teacher.spec,
+        classes=work.teacher.classes,
+        architecture=work.teacher.architecture,
+        channels=work.recipe.image_size()[2],
+        fold=False,
+    )
+    graph = export_student(teacher, out / "teacher.onnx", batch=1, resize=RESIZE_RULE)
+    int8 = [entry for entry in summary["artifacts"] if entry["precision"] == "int8"]
+    best = min(int8, key=lambda entry: float(entry["latency"]["p50_ms"]))
+    images = [image[None] for image in work.transfer.images(work.partition.parity[:256])]
+    with (
+        open_runner("onnxruntime", graph.path, threads=1, precision="fp32") as old,
+        open_runner(best["target"], out / best["file"], threads=1, precision="int8") as new,
+    ):
+        ratio = compare_latency(
+            Contender("teacher fp32, onnxruntime", old.run, images),
+            Contender(f"student int8, {best['target']}", new.run, images),
+        )
+    return {"times": 1 / ratio.ratio, "student_runtime": best["target"], **ratio.to_dict()}
+
+
+def _print(stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+    if done == total or done % max(1, total // 20) == 0:
+        shown = " ".join(f"{name}={value:.4g}" for name, value in metrics.items())
+        print(f"{stage} {done}/{total} {shown}", flush=True)
+
+
+def main() -> None:
+    """Run both rows of one case and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("case", choices=("cifar10", "neu_steel"))
+    parser.add_argument("shared", type=Path)
+    parser.add_argument("--rows", nargs="+", default=["unlabelled", "none"])
+    parser.add_argument("--keep", type=Path, help="folder for the run directories")
+    arguments = parser.parse_args()
+    case = cases(arguments.shared)[arguments.case]
+    out = RESULTS / f"{arguments.case}_cpu.json"
+    rows = read_json(out)["rows"] if out.exists() else {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for row in arguments.rows:
+            real = row == "unlabelled"
+            name = f"{arguments.case}-{row}".replace("_", "-")
+            recipe = recipe_of(name, case, real=real, synthetic=2048 if real else 8192)
+            rows[row] = run_row(recipe, (arguments.keep or Path(temporary)) / name)
+            write_json(
+                out,
+                {
+                    "schema_version": 1,
+                    "question": str(__doc__).splitlines()[0],
+                    "limit_s": LIMIT_S,
+                    "rows": rows,
+                    "conditions": read_conditions(
+                        threads=1, versions={name: version(name) for name in PACKAGES}
+                    ),
+                },
+            )
+            print(json.dumps(rows[row], indent=2))
+
+
+if __name__ == "__main__":
+    main()
