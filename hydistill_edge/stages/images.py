@@ -66,10 +66,11 @@ def _make(work: Work, out: Path) -> None:
     clear(out)
     recipe, skipped = work.recipe, []
     height, width, channels = recipe.image_size()
-    synthetic, made = _invert(work)
+    # Real ones first: what is wrong with them is told before the long work.
     sources = [load(work, source) for source in recipe.images.real]
     for source in sources:
         skipped += [asdict(entry) for entry in source.skipped]
+    synthetic, made = _invert(work)
     # The writer makes its own temporary folder beside the set: inside ours, nothing is left over.
     folder = out / "set"
     with TransferSetWriter(
