@@ -363,7 +363,10 @@ class Recipe(Section):
 
     def files(self) -> list[Path]:
         """Return every file or folder that the recipe names and a build will read."""
-        named = [section.weights for section in (self.teacher, self.student) if section]
+        sections = [section for section in (self.teacher, self.student) if section]
+        named = [section.weights for section in sections]
+        code = [section.architecture for section in sections if section.architecture]
+        named += [name.rpartition(":")[0] for name in code if ".py:" in name]
         sources = [*self.images.real, *([self.evaluation] if self.evaluation else [])]
         named += [s.path for s in sources if s.path and s.kind not in ("torchvision", "shards")]
         return [Path(name) for name in named if name]
@@ -463,14 +466,15 @@ class Recipe(Section):
         seen: set[tuple[str, str]] = set()
         for index, entry in enumerate(self.targets):
             path: KeyPath = ("targets", index)
-            if (entry.target, entry.device) in seen:
-                yield path, f"{entry.target} on {entry.device} stands twice; merge the precisions"
-            seen.add((entry.target, entry.device))
             try:
-                allowed = load_profile(entry.device).precisions(entry.target)
+                profile = load_profile(entry.device)
             except ProfileError as error:
                 yield (*path, "device"), str(error)
                 continue
+            if (entry.target, profile.name) in seen:  # "host" is one of the others
+                yield path, f"{entry.target} on {profile.name} stands twice; merge the precisions"
+            seen.add((entry.target, profile.name))
+            allowed = profile.precisions(entry.target)
             if not allowed:
                 yield (*path, "target"), f"{entry.device} does not run {entry.target}"
             for precision in entry.precisions:

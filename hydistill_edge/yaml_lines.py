@@ -12,6 +12,9 @@ from hydistill_edge.errors import RecipeError
 KeyPath = tuple[str | int, ...]
 """Where a value stands: ("targets", 0, "device")."""
 
+MAX_PLACES = 100_000
+"""Keys and items of a text: a person writes hundreds, aliases of aliases make billions."""
+
 
 def parse(text: str, *, name: str) -> tuple[Any, dict[KeyPath, int]]:
     """Return the document's plain value and the line (from 1) of every key and list item.
@@ -29,6 +32,8 @@ def parse(text: str, *, name: str) -> tuple[Any, dict[KeyPath, int]]:
         if node is None:
             return {}, lines
         _note_lines(node, (), lines, problems)
+        if len(lines) > MAX_PLACES:
+            problems = [f"more than {MAX_PLACES:,} keys and items; aliases may repeat each other"]
         if problems:
             raise RecipeError(problems, path=name)
         return yaml.safe_load(text), lines
@@ -38,7 +43,11 @@ def parse(text: str, *, name: str) -> tuple[Any, dict[KeyPath, int]]:
         raise RecipeError(
             [f"{where}broken YAML: {error.problem or error.context}"], path=name
         ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise RecipeError(
+            ["nested too deeply, or an alias stands inside itself"], path=name
+        ) from error
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError([f"not a YAML text: {error}"], path=name) from error
 
 
@@ -54,6 +63,8 @@ def line_of(path: KeyPath, lines: dict[KeyPath, int]) -> int | None:
 def _note_lines(
     node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], problems: list[str]
 ) -> None:
+    if len(lines) > MAX_PLACES:
+        return
     if isinstance(node, yaml.MappingNode):
         seen: dict[Hashable, int] = {}
         for key_node, value_node in node.value:
