@@ -1,12 +1,15 @@
-"""Images from a trained network alone: pixels optimized until the network recognizes its past.
+"""Images from trained networks alone: pixels optimized until the networks recognize their past.
 
 Source: Yin et al. 2020, "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion",
 arXiv:1912.08795. A BatchNorm layer remembers mean and variance of its input over the training
 images; noise is optimized until a batch has the same statistics in every layer and each image the
 class that was asked for.
 
-What it needs: a network with BatchNorm layers. Without them (GroupNorm, LayerNorm, BatchNorm folded
-in an ONNX file) the class prior and smoothness remain; the result says so in `note`.
+What it needs: networks with BatchNorm layers. Without them (GroupNorm, LayerNorm, or BatchNorm
+folded in an ONNX file) the class prior, the prior on the last features and smoothness remain; the
+images are then of the right class for the network and little else. A few real images handed in as
+`real` stand in: the statistics of every convolution's output on them take BatchNorm's place. The
+result says in `note` which of these it was.
 What it gives: uint8 images, as many per class as were asked for, and the loss of every term.
 
 Where this departs from the paper and its released code, and why:
@@ -18,116 +21,53 @@ Where this departs from the paper and its released code, and why:
 - A large batch, a large step that falls along a cosine, and a start from smooth noise in the data's
   colors need about a tenth of the iterations.
 - The class term stops paying once an image reaches its own confidence, drawn per image: a set
-  in which the teacher is sure of everything teaches a student nothing about borders.
+  in which the teacher is sure of everything teaches a student nothing about borders. A share of
+  the images may lie on those borders by intent.
+- Large images start small and are enlarged on the way; the network itself runs at the small size.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from hydistill_edge.errors import MethodError, UsageError
-from hydistill_edge.models.folding import PIXEL_CENTRE, PIXEL_SCALE
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
-from hydistill_edge.objectives.bn_statistics import BatchStatistics, bn_distance, bn_layers
 from hydistill_edge.objectives.diversity import same_class_similarity
 from hydistill_edge.objectives.image_priors import (
     circular_shift,
     distance_to_mean,
     total_variation,
 )
-from hydistill_edge.training.precision import Precision, autocast
-from hydistill_edge.training.schedules import cosine
+from hydistill_edge.objectives.output_prior import output_prior
+from hydistill_edge.synthesis.canvas import (
+    Canvas,
+    canvas_of,
+    coarse_sizes,
+    plan_sizes,
+    to_uint8,
+)
+from hydistill_edge.synthesis.class_prior import Asked, ask, class_surprise
+from hydistill_edge.synthesis.settings import InversionSettings
+from hydistill_edge.synthesis.stopping import Schedule
+from hydistill_edge.synthesis.witness import NO_BATCH_NORM_NOTE, Witness, witnesses
+from hydistill_edge.training.precision import autocast
+
+__all__ = ["NO_BATCH_NORM_NOTE", "InversionSettings", "Inverted", "invert"]
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
+Source = Teacher | Student
+Size = tuple[int, int]
 
-NO_BATCH_NORM_NOTE = (
-    "the network has no BatchNorm layer with running statistics: these images satisfy the class "
-    "prior and smoothness only, and are weaker; add a few real images where there are any"
-)
 _RECORD_EVERY = 10
-_CONSTANT_LOGITS = 1e-6  # float32 rounding of logits near 1
-
-
-@dataclass(frozen=True)
-class InversionSettings:
-    """How images are made.
-
-    Attributes:
-        iterations: steps per batch of images.
-        batch: images optimized together; their common statistics are matched, so that a large batch
-            leaves the single image more freedom. None for as many pixels as 512 images of 32x32
-            have, between 32 and 512 images.
-        learning_rate: first step size of Adam, in units of the input's standard deviation; falls
-            along a cosine.
-        bn: weight of the BatchNorm statistics.
-        layer_weights: factor of single BatchNorm layers, by name; 1 for the others.
-        class_prior: weight of the class term.
-        confidence: lowest and highest probability at which an image stops paying for its class;
-            drawn evenly between them per image.
-        diversity: weight of the similarity between images of a class.
-        total_variation: weight of the smoothness prior, of pixels in normalized units.
-        l2: weight of the distance to the mean color, in normalized units.
-        jitter: largest circular shift in pixels, drawn per iteration; None for a sixteenth of the
-            shorter side.
-        flip: mirror the batch in half of the iterations. Wrong where left and right differ in
-            meaning, as in digits and text.
-        precision: `auto`, `float32` or `bf16`.
-
-    Raises:
-        UsageError: a value is out of range; all problems are listed.
-    """
-
-    iterations: int = 100
-    batch: int | None = None
-    learning_rate: float = 0.3
-    bn: float = 100.0
-    layer_weights: Mapping[str, float] = field(default_factory=dict)
-    class_prior: float = 1.0
-    confidence: tuple[float, float] = (0.9, 0.999)
-    diversity: float = 0.1
-    total_variation: float = 0.001
-    l2: float = 0.0
-    jitter: int | None = None
-    flip: bool = False
-    precision: Precision = "auto"
-
-    def __post_init__(self) -> None:
-        low, high = self.confidence
-        weights = ("bn", "class_prior", "diversity", "total_variation", "l2")
-        problems = [
-            f"{name} is {value}; expected at least 1"
-            for name, value in (("iterations", self.iterations), ("batch", self.batch))
-            if value is not None and value < 1
-        ]
-        problems += [
-            f"{name} is {getattr(self, name)}; expected a weight of at least 0"
-            for name in weights
-            if not getattr(self, name) >= 0
-        ]
-        if not self.learning_rate > 0:
-            problems.append(f"learning_rate is {self.learning_rate}; expected more than 0")
-        if not 0 < low <= high < 1:
-            problems.append(f"confidence is {self.confidence}; expected 0 < lowest <= highest < 1")
-        if self.jitter is not None and self.jitter < 0:
-            problems.append(f"jitter is {self.jitter}; expected at least 0 pixels")
-        if problems:
-            raise UsageError("inversion settings: " + "; ".join(problems))
-
-    def batch_for(self, size: tuple[int, int]) -> int:
-        """Return how many images of a size (height, width) are optimized together."""
-        if self.batch is not None:
-            return self.batch
-        return min(512, max(32, 512 * 32 * 32 // (size[0] * size[1])))
+_PROBED = 32  # images that a network must tell apart
 
 
 @dataclass(frozen=True)
@@ -136,21 +76,36 @@ class Inverted:
 
     Attributes:
         images: shape (N, H, W, C) uint8.
-        targets: shape (N,) int64, the class that was asked for; balanced.
-        history: one entry per ten iterations of every batch: `batch`, `iteration`, `loss`, each
-            term before weighting (`bn`, `class_prior`, ...), `hit` (share classified as asked).
-        hit: share of the finished uint8 images that the network classifies as asked.
-        bn_distance: mean divergence per layer of the finished uint8 images, None without BatchNorm.
+        targets: shape (N,) int64, the class that was asked for; balanced. For a boundary image the
+            larger one of its two.
+        mixed_with: shape (N,) int64, the other class of a boundary image; -1 for plain ones.
+        target_share: shape (N,) float64, probability asked for `targets`; 1 for plain images.
+        history: one entry per ten iterations of every batch: `batch`, `iteration`, `side` (shorter
+            side in pixels), `loss`, each term before weighting (`bn`, `class_prior`, ...), `hit`
+            (share classified as asked).
+        iterations: done in each batch; fewer than allowed where the distance stalled.
+        batch: images optimized together, in the largest batch.
+        hit: share of the finished uint8 images that the network classifies as asked (one of the two
+            for boundary images); the mean over several networks.
+        bn_distance: mean divergence per layer of the finished uint8 images, None where nothing was
+            there to compare with; the mean over several networks.
         seconds: wall time of the optimization.
+        saved_seconds: estimate of what the start at lower resolution saved: its iterations at the
+            pace of full size, less the time they took.
         note: what the reader of the images must know; empty when there is nothing.
     """
 
     images: NDArray[np.uint8]
     targets: NDArray[np.int64]
+    mixed_with: NDArray[np.int64]
+    target_share: NDArray[np.float64]
     history: list[dict[str, float]]
+    iterations: tuple[int, ...]
+    batch: int
     hit: float
     bn_distance: float | None
     seconds: float
+    saved_seconds: float = 0.0
     note: str = ""
 
     @property
@@ -159,264 +114,296 @@ class Inverted:
         return len(self.images) / self.seconds
 
 
-@dataclass(frozen=True)
-class _Canvas:
-    """Shape and color statistics of the images to make."""
+@dataclass
+class _Batch:
+    """Images in the making."""
 
-    channels: int
-    height: int
-    width: int
-    mean: Tensor  # (1, channels, 1, 1), pixels in [0, 1]
-    std: Tensor  # the same
-
-    def pixels(self, normalized: Tensor) -> Tensor:
-        return torch.addcmul(self.mean, normalized, self.std)
-
-    def clamp_(self, normalized: Tensor) -> None:
-        """Keep the pixels in [0, 1]."""
-        torch.clamp_(normalized, (0.0 - self.mean) / self.std, (1.0 - self.mean) / self.std)
+    normalized: Tensor  # (N, C, H, W), pixels minus mean over std
+    targets: Tensor  # (N,) int64
+    wanted: Tensor  # (N, classes) target probabilities
+    confidence: Tensor  # (N,) at which an image stops paying
 
 
 def invert(
-    source: Teacher | Student,
+    source: Source | Sequence[Source],
     *,
     count: int,
     settings: InversionSettings | None = None,
     channels: int | None = None,
+    real: NDArray[np.uint8] | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Inverted:
-    """Make `count` images that the network takes for its own training images.
+    """Make `count` images that a network takes for its own training images.
 
     Args:
-        source: the network: a teacher for training images, a student for calibration images.
+        source: the network: a teacher for training images, a student for calibration images. Of
+            several, with the same classes, losses are averaged, and the first one gives size and
+            colors of the images.
         count: images to make; at least one per class.
         settings: how to make them.
         channels: channels of the images, where they differ from the network's (1: grey images for
             a network that sees them repeated).
+        real: shape (N, H, W, C) uint8, a few real images; used by networks without BatchNorm only.
         seed: same seed, same images (on the same machine).
         device: where to compute.
         progress: called with (iterations done, iterations in all, the last terms).
 
     Raises:
-        MethodError: the network answers everything alike, with NaN, or knows one class only.
-        UsageError: fewer images than classes.
+        MethodError: a network answers everything alike, with NaN, or knows one class only.
+        UsageError: fewer images than classes, networks of different classes, unusable `real`.
     """
     settings = settings or InversionSettings()
     device = torch.device(device)
-    classes = len(source.classes)
-    _check_request(classes, count)
-    canvas = _canvas(source, channels, device)
+    sources = [source] if isinstance(source, Teacher | Student) else list(source)
+    classes = _check_request(sources, count, real)
+    canvas = canvas_of(sources[0], channels, device)
     noise = torch.Generator(device).manual_seed(seed)
-    choice = np.random.default_rng(seed)
-    batches = -(-count // settings.batch_for((canvas.height, canvas.width)))
-    parts = np.array_split(np.arange(count) % classes, batches)
-    steps = settings.iterations * len(parts)
+    choice, mixing = np.random.default_rng(seed), np.random.default_rng([seed, 1])
 
     finished: list[NDArray[np.uint8]] = []
+    asked: list[Asked] = []
     history: list[dict[str, float]] = []
-    started = time.perf_counter()
-    with _frozen(source, device), BatchStatistics(source.network) as reader:
-        _check_answers(source, canvas, noise)
-        layer_weights = _layer_weights(source.network, settings.layer_weights)
-        reader.take()
-        for number, part in enumerate(parts):
-            batch = _Batch(
-                normalized=_smooth_noise(canvas, len(part), noise),
-                targets=torch.from_numpy(part).to(device),
-                patience=torch.from_numpy(-np.log(choice.uniform(*settings.confidence, len(part))))
-                .float()
-                .to(device),
-            )
-            for iteration, terms in _optimize(
-                source, batch, canvas, settings, reader, layer_weights, choice
-            ):
-                history.append({"batch": number, "iteration": iteration, **terms})
-                if progress is not None:
-                    progress(number * settings.iterations + iteration, steps, terms)
-            finished.append(_to_uint8(canvas.pixels(batch.normalized)))
-        seconds = time.perf_counter() - started
-        images = np.concatenate(finished)
-        targets = np.concatenate(parts).astype(np.int64)
-        hit, distance = _judge(source, images, parts, reader, device)
-    note = "" if bn_layers(source.network) else NO_BATCH_NORM_NOTE
-    return Inverted(images, targets, history, hit, distance, seconds, note)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Images in the making."""
-
-    normalized: Tensor  # (N, C, H, W), pixels minus mean over std; changed in place
-    targets: Tensor  # (N,) int64
-    patience: Tensor  # (N,) cross entropy at which an image stops paying, in nats
-
-
-def _optimize(
-    source: Teacher | Student,
-    batch: _Batch,
-    canvas: _Canvas,
-    settings: InversionSettings,
-    reader: BatchStatistics,
-    layer_weights: list[float],
-    choice: np.random.Generator,
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """Optimize one batch in place; yield (iterations done, terms) now and then."""
-    normalized = batch.normalized.requires_grad_()
-    optimizer = torch.optim.Adam([normalized], lr=settings.learning_rate, betas=(0.5, 0.99))
-    zero = normalized.new_zeros(canvas.channels)
-    for iteration in range(settings.iterations):
-        optimizer.param_groups[0]["lr"] = cosine(
-            iteration, total=settings.iterations, peak=settings.learning_rate
+    iterations: list[int] = []
+    saved, started = 0.0, time.perf_counter()
+    with witnesses(
+        sources,
+        real=real,
+        layer_weights=settings.layer_weights,
+        output=settings.output,
+        device=device,
+    ) as panel:
+        for witness in panel:
+            witness.check_answers(canvas.pixels(canvas.smooth_noise(_PROBED, noise)))
+        sizes = [
+            size
+            for size in coarse_sizes(canvas.size, settings.coarse)
+            if all(witness.takes(canvas, size) for witness in panel)
+        ]
+        plan = plan_sizes(canvas.size, sizes, iterations=settings.iterations, share=settings.coarse)
+        largest = settings.batch_for(
+            canvas.size,
+            sum(w.image_bytes(canvas) for w in panel) if settings.batch is None else 0,
         )
-        with autocast(normalized.device, settings.precision):
-            outputs = source.features(canvas.pixels(_jittered(normalized, settings, choice)))
-        logits = outputs.logits.float()
-        surprise = F.cross_entropy(logits, batch.targets, reduction="none")
-        terms = {
-            "class_prior": (surprise - batch.patience).clamp(min=0.0).mean(),
-            "diversity": same_class_similarity(outputs.penultimate, batch.targets),
-            "total_variation": total_variation(normalized),
-            "l2": distance_to_mean(normalized, mean=zero),
-        }
-        if len(reader):
-            terms["bn"] = bn_distance(reader.take(), weights=layer_weights)
-        loss = torch.stack([term * getattr(settings, name) for name, term in terms.items()]).sum()
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        optimizer.step()
-        with torch.no_grad():
-            canvas.clamp_(normalized)
-        done = iteration + 1
-        if done % _RECORD_EVERY == 0 or done == settings.iterations:
-            record = {name: term.item() for name, term in terms.items()}
-            record["loss"] = loss.item()
-            record["hit"] = (logits.argmax(dim=1) == batch.targets).float().mean().item()
-            yield done, record
-    normalized.requires_grad_(False)
+        parts = np.array_split(np.arange(count) % classes, -(-count // largest))
+        steps = settings.iterations * len(parts)
+        for number, part in enumerate(parts):
+            request = ask(
+                part,
+                classes=classes,
+                boundary=settings.boundary,
+                confidence=settings.confidence,
+                choice=choice,
+                mixing=mixing,
+            )
+            batch = _start(request, classes, canvas.at(plan[0][0]), noise)
+            run = _Run(panel, canvas, settings, plan)
+            for terms in run.optimize(batch, choice):
+                history.append({"batch": number, **terms})
+                done = settings.iterations if run.finished else int(terms["iteration"])
+                if progress is not None:
+                    progress(number * settings.iterations + done, steps, terms)
+            finished.append(to_uint8(canvas.pixels(batch.normalized)))
+            asked.append(request)
+            iterations.append(run.done)
+            saved += run.saved_seconds
+        seconds = time.perf_counter() - started
+        hit, distance = _judge(panel, finished, asked, device)
+    return Inverted(
+        images=np.concatenate(finished),
+        targets=np.concatenate([part.first for part in asked]).astype(np.int64),
+        mixed_with=np.concatenate([part.second for part in asked]).astype(np.int64),
+        target_share=np.concatenate([part.share for part in asked]),
+        history=history,
+        iterations=tuple(iterations),
+        batch=max(len(part.first) for part in asked),
+        hit=hit,
+        bn_distance=distance,
+        seconds=seconds,
+        saved_seconds=saved,
+        note="; ".join(dict.fromkeys(witness.note for witness in panel if witness.note)),
+    )
 
 
-def _jittered(
-    normalized: Tensor, settings: InversionSettings, choice: np.random.Generator
-) -> Tensor:
-    reach = settings.jitter
-    if reach is None:
-        reach = min(normalized.shape[2:]) // 16
+class _Run:
+    """The optimization of one batch, through all its sizes."""
+
+    def __init__(
+        self,
+        panel: Sequence[Witness],
+        canvas: Canvas,
+        settings: InversionSettings,
+        plan: Sequence[tuple[Size, int]],
+    ) -> None:
+        self.panel, self.canvas, self.settings, self.plan = panel, canvas, settings, plan
+        self.schedule = Schedule(
+            settings.iterations,
+            settings.learning_rate,
+            window=settings.stop_window,
+            tolerance=settings.stop_tolerance,
+        )
+        self.paces: list[tuple[int, float]] = []  # iterations and seconds at each size
+
+    @property
+    def done(self) -> int:
+        return self.schedule.done
+
+    @property
+    def finished(self) -> bool:
+        return self.schedule.finished
+
+    @property
+    def saved_seconds(self) -> float:
+        full_steps, full_seconds = self.paces[-1]
+        return sum(
+            steps * full_seconds / full_steps - seconds for steps, seconds in self.paces[:-1]
+        )
+
+    def optimize(self, batch: _Batch, choice: np.random.Generator) -> Iterator[dict[str, float]]:
+        """Change the batch's images; yield the terms now and then."""
+        for size, steps in self.plan:
+            canvas = self.canvas.at(size)
+            if tuple(batch.normalized.shape[2:]) != size:
+                batch.normalized = canvas.enlarged(batch.normalized)
+            started = time.perf_counter()
+            before = self.done
+            yield from self._at_size(batch, canvas, before + steps, choice)
+            self.paces.append((self.done - before, time.perf_counter() - started))
+
+    def _at_size(
+        self, batch: _Batch, canvas: Canvas, until: int, choice: np.random.Generator
+    ) -> Iterator[dict[str, float]]:
+        full = canvas.size == self.canvas.size
+        schedule = self.schedule
+        normalized = batch.normalized.requires_grad_()
+        optimizer = torch.optim.Adam([normalized], lr=schedule.rate(), betas=(0.5, 0.99))
+        while schedule.done < until and not schedule.finished:
+            optimizer.param_groups[0]["lr"] = schedule.rate()
+            terms, hit = self._terms(batch, canvas, choice, native=full)
+            loss = torch.stack([term * self._weight(name) for name, term in terms.items()]).sum()
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            optimizer.step()
+            with torch.no_grad():
+                canvas.clamp_(normalized)
+            comparable = full and schedule.watches and "bn" in terms
+            schedule.advance(terms["bn"].item() if comparable else None)
+            if schedule.done % _RECORD_EVERY == 0 or schedule.finished:
+                record = {name: term.item() for name, term in terms.items()}
+                record |= {"loss": loss.item(), "hit": hit.item()}
+                yield {"iteration": schedule.done, "side": min(canvas.size), **record}
+        normalized.requires_grad_(False)
+
+    def _weight(self, name: str) -> float:
+        # The output term of each network carries its own weight: one may need it, another not.
+        return 1.0 if name == "output" else float(getattr(self.settings, name))
+
+    def _terms(
+        self, batch: _Batch, canvas: Canvas, choice: np.random.Generator, *, native: bool
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return every term, the mean over the networks, and the share of hits."""
+        normalized = batch.normalized
+        zero = normalized.new_zeros(canvas.channels)
+        found: dict[str, list[Tensor]] = {"class_prior": [], "diversity": []}
+        hits = []
+        reach = _reach(self.settings, canvas.size, self.canvas.size)
+        moved = canvas.pixels(_jittered(normalized, reach, choice, flip=self.settings.flip))
+        for witness in self.panel:
+            with autocast(normalized.device, self.settings.precision):
+                outputs = witness.features(moved, None if native else canvas.size)
+            logits = outputs.logits.float()
+            surprise = class_surprise(logits, batch.wanted, -batch.confidence.log())
+            found["class_prior"].append(surprise)
+            similarity = same_class_similarity(outputs.penultimate.flatten(1), batch.targets)
+            found["diversity"].append(similarity)
+            if witness.remembers:
+                found.setdefault("bn", []).append(witness.distance(weighted=True))
+            else:
+                witness.take()
+            if witness.output_weight > 0 and witness.classifier_weight is not None:
+                prior = output_prior(
+                    outputs.penultimate,
+                    batch.wanted,
+                    batch.confidence,
+                    weight=witness.classifier_weight,
+                )
+                found.setdefault("output", []).append(prior * witness.output_weight)
+            hits.append((logits.argmax(dim=1) == batch.targets).float().mean())
+        terms = {name: torch.stack(values).mean() for name, values in found.items()}
+        terms["total_variation"] = total_variation(normalized)
+        terms["l2"] = distance_to_mean(normalized, mean=zero)
+        return terms, torch.stack(hits).mean()
+
+
+def _start(request: Asked, classes: int, canvas: Canvas, noise: torch.Generator) -> _Batch:
+    device = noise.device
+    return _Batch(
+        normalized=canvas.smooth_noise(len(request.first), noise),
+        targets=torch.from_numpy(request.first).to(device),
+        wanted=torch.from_numpy(request.distributions(classes)).float().to(device),
+        confidence=torch.from_numpy(request.confidence).float().to(device),
+    )
+
+
+def _reach(settings: InversionSettings, size: Size, full: Size) -> int:
+    """Return the largest shift in pixels at a size."""
+    if settings.jitter is None:
+        return min(size) // 16
+    return round(settings.jitter * min(size) / min(full))
+
+
+def _jittered(normalized: Tensor, reach: int, choice: np.random.Generator, *, flip: bool) -> Tensor:
     rows, columns = choice.integers(-reach, reach + 1, 2).tolist()
     shifted = circular_shift(normalized, rows=rows, columns=columns)
-    return shifted.flip(3) if settings.flip and choice.random() < 0.5 else shifted
+    return shifted.flip(3) if flip and choice.random() < 0.5 else shifted
 
 
-def _smooth_noise(canvas: _Canvas, count: int, generator: torch.Generator) -> Tensor:
-    """Return noise of unit variance whose neighbours resemble each other, in normalized units."""
-    size = (canvas.height, canvas.width)
-    device = generator.device
-    coarse_size = [max(1, side // 4) for side in size]
-    coarse = torch.randn(count, canvas.channels, *coarse_size, generator=generator, device=device)
-    fine = torch.randn(count, canvas.channels, *size, generator=generator, device=device)
-    noise = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False) + 0.3 * fine
-    noise = noise / noise.std(dim=(0, 2, 3), keepdim=True)
-    canvas.clamp_(noise)
-    return noise.contiguous(memory_format=torch.channels_last)
-
-
-def _to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
-    nhwc = (pixels * 255.0).round().clamp(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1)
-    images: NDArray[np.uint8] = nhwc.contiguous().cpu().numpy()
-    return images
-
-
-@contextmanager
-def _frozen(source: nn.Module, device: torch.device) -> Iterator[None]:
-    """Hold a network in eval mode, without gradients of its weights; then as it was."""
-    training = source.training
-    needed = [parameter for parameter in source.parameters() if parameter.requires_grad]
-    source.to(device).to(memory_format=torch.channels_last).eval()
-    for parameter in needed:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        source.train(training)
-        for parameter in needed:
-            parameter.requires_grad_(True)
-
-
-def _canvas(source: Teacher | Student, channels: int | None, device: torch.device) -> _Canvas:
-    """Describe the images to make; color statistics are averaged where channels differ."""
-    if isinstance(source, Student):
-        known, (height, width) = source.channels, source.size
-        mean, std = (
-            torch.full((known,), PIXEL_CENTRE / 255),
-            torch.full((known,), PIXEL_SCALE / 255),
-        )
-    else:
-        known, (height, width) = source.spec.channels, source.spec.size
-        mean, std = torch.tensor(source.spec.mean), torch.tensor(source.spec.std)
-    if channels is None:
-        channels = known
-    if channels != known:
-        mean, std = mean.mean().expand(channels), std.mean().expand(channels)
-    shape = (1, channels, 1, 1)
-    return _Canvas(channels, height, width, mean.to(device).view(shape), std.to(device).view(shape))
-
-
-def _layer_weights(body: nn.Module, factors: Mapping[str, float]) -> list[float]:
-    """Return one weight per BatchNorm layer, 1 / number of layers times its factor."""
-    names = [name for name, _ in bn_layers(body)]
-    if unknown := sorted(set(factors) - set(names)):
+def _check_request(sources: Sequence[Source], count: int, real: NDArray[np.uint8] | None) -> int:
+    """Return the number of classes; refuse what cannot be done."""
+    if not sources:
+        raise UsageError("no network was given; inversion needs at least one")
+    names = sources[0].classes
+    for place, other in enumerate(sources[1:], start=2):
+        if other.classes != names:
+            raise UsageError(
+                f"network {place} knows the classes {', '.join(other.classes)} and the first one "
+                f"{', '.join(names)}; several networks must agree on classes and their order"
+            )
+    if len(names) < 2:
+        raise MethodError(f"the network knows {len(names)} class; inversion needs at least 2")
+    if count < len(names):
         raise UsageError(
-            f"layer_weights names {', '.join(unknown)}; the BatchNorm layers are "
-            f"{', '.join(names) or 'none'}"
+            f"{count} images were asked for {len(names)} classes; ask for at least one per class"
         )
-    return [factors.get(name, 1.0) / len(names) for name in names]
-
-
-def _check_request(classes: int, count: int) -> None:
-    if classes < 2:
-        raise MethodError(f"the network knows {classes} class; inversion needs at least 2")
-    if count < classes:
+    if real is not None and (real.ndim != 4 or real.dtype != np.uint8 or len(real) < 1):
         raise UsageError(
-            f"{count} images were asked for {classes} classes; ask for at least one per class"
+            f"real images have shape {real.shape} and type {real.dtype}; expected uint8 of shape "
+            "(N, H, W, C) with N >= 1"
         )
-
-
-@torch.no_grad()
-def _check_answers(source: Teacher | Student, canvas: _Canvas, generator: torch.Generator) -> None:
-    """Refuse a network that cannot tell images apart."""
-    logits = source.features(canvas.pixels(_smooth_noise(canvas, 32, generator))).logits.float()
-    if not logits.isfinite().all():
-        raise MethodError(
-            "the network answers noise with NaN or infinite logits; its weights are damaged or do "
-            "not belong to this architecture"
-        )
-    spread = (logits.amax(dim=0) - logits.amin(dim=0)).max().item()
-    if spread <= _CONSTANT_LOGITS * (1.0 + logits.abs().max().item()):
-        raise MethodError(
-            f"the network gives the same logits for 32 different images (spread {spread:.1e}); "
-            "a constant network holds nothing to make images from: check its weights and its "
-            "input statistics"
-        )
+    return len(names)
 
 
 @torch.no_grad()
 def _judge(
-    source: Teacher | Student,
-    images: NDArray[np.uint8],
-    parts: list[NDArray[np.int64]],
-    reader: BatchStatistics,
+    panel: Sequence[Witness],
+    images: Sequence[NDArray[np.uint8]],
+    asked: Sequence[Asked],
     device: torch.device,
 ) -> tuple[float, float | None]:
-    """Return hit rate and BatchNorm distance of the finished images, in float32."""
-    hits, distances, start = 0, [], 0
-    for part in parts:
-        stop = start + len(part)
-        batch = torch.from_numpy(images[start:stop]).permute(0, 3, 1, 2).to(device)
-        logits = source(batch.float() / 255.0)
-        hits += int((logits.argmax(dim=1).cpu().numpy() == part).sum())
-        if len(reader):
-            distances.append(bn_distance(reader.take()).item() * len(part))
-        start = stop
-    distance = sum(distances) / len(images) if distances else None
-    return hits / len(images), distance
+    """Return hit rate and distance of the finished images, in float32."""
+    count = sum(len(part) for part in images)
+    hit, distances = 0.0, []
+    for witness in panel:
+        distance = 0.0
+        for part, request in zip(images, asked, strict=True):
+            pixels = torch.from_numpy(part).permute(0, 3, 1, 2).to(device).float() / 255.0
+            predicted = witness.features(pixels).logits.argmax(dim=1).cpu().numpy()
+            hit += float(request.hits(predicted).sum()) / count / len(panel)
+            if witness.remembers:
+                distance += witness.distance(weighted=False).item() * len(part) / count
+            else:
+                witness.take()
+        if witness.remembers:
+            distances.append(distance)
+    return hit, sum(distances) / len(distances) if distances else None

@@ -22,6 +22,7 @@ from hydistill_edge.synthesis.inversion import (
     Inverted,
     invert,
 )
+from hydistill_edge.synthesis.witness import REAL_STATISTICS_NOTE, ZERO_VARIANCE_NOTE
 
 CLASSES = ("rows", "columns", "nothing")
 SPEC = InputSpec(8, 8, 1, (0.3,), (0.25,))
@@ -147,6 +148,7 @@ def test_images_are_finite_when_a_running_variance_is_zero() -> None:
     norm.running_var[0] = 0.0
     result = invert(source, count=6, settings=QUICK)
     assert np.isfinite(result.history[-1]["loss"])
+    assert result.note == ZERO_VARIANCE_NOTE.format(dead=1, channels=14)
 
 
 def test_layer_weight_moves_the_effort_to_its_layer() -> None:
@@ -157,6 +159,89 @@ def test_layer_weight_moves_the_effort_to_its_layer() -> None:
     assert plain.bn_distance is not None
     assert without.bn_distance is not None
     assert plain.bn_distance < without.bn_distance
+
+
+def test_real_images_stand_in_when_network_has_no_batch_norm() -> None:
+    patterns, _ = stripes(torch.Generator().manual_seed(5), 1)
+    pixels = ((patterns * 0.25 + 0.3) * 255).round().clamp(0, 255).to(torch.uint8)
+    real = pixels.permute(0, 2, 3, 1).numpy()
+    result = invert(teacher(norm=False), count=12, settings=QUICK, real=real)
+    assert result.note == REAL_STATISTICS_NOTE.format(count=48, layers=2)
+    assert result.history[-1]["bn"] < 0.8 * result.history[0]["bn"]
+    assert result.bn_distance is not None
+
+
+def test_real_images_change_nothing_when_network_has_batch_norm() -> None:
+    real = np.zeros((4, 8, 8, 1), np.uint8)
+    settings = replace(QUICK, iterations=2)
+    plain = invert(teacher(), count=3, settings=settings)
+    given = invert(teacher(), count=3, settings=settings, real=real)
+    np.testing.assert_array_equal(plain.images, given.images)
+
+
+def test_boundary_images_lie_between_their_classes() -> None:
+    settings = replace(QUICK, iterations=60, boundary=0.5, confidence=(0.99, 0.999))
+    result = invert(teacher(), count=12, settings=settings)
+    mixed = result.mixed_with >= 0
+    assert (mixed.sum(), np.bincount(result.targets).tolist()) == (6, [4, 4, 4])
+    pixels = torch.from_numpy(result.images).permute(0, 3, 1, 2)
+    found = teacher()(pixels).softmax(dim=1).amax(dim=1).numpy()
+    assert found[mixed].mean() < 0.8 < found[~mixed].mean()
+
+
+def test_images_start_small_when_asked_to_and_end_large() -> None:
+    settings = replace(QUICK, iterations=40, coarse=0.5)
+    result = invert(teacher(), count=12, settings=settings)
+    assert [entry["side"] for entry in result.history] == [4, 4, 8, 8]
+    assert result.images.shape == (12, 8, 8, 1)
+    assert result.saved_seconds != 0.0
+    assert result.hit > 0.8
+
+
+def test_batch_ends_early_when_the_distance_stalls() -> None:
+    settings = replace(QUICK, iterations=200, stop_window=5, stop_tolerance=0.2)
+    results = [invert(teacher(), count=24, settings=settings) for _ in range(2)]
+    assert results[0].iterations == results[1].iterations
+    assert all(done < 200 for done in results[0].iterations)
+    assert results[0].history[-1]["iteration"] == results[0].iterations[-1]
+    np.testing.assert_array_equal(results[0].images, results[1].images)
+
+
+def test_output_term_shapes_features_when_no_batch_norm_sees_them() -> None:
+    with_term, without = (
+        invert(teacher(norm=False), count=12, settings=replace(QUICK, output=weight))
+        for weight in (1.0, 0.0)
+    )
+    assert "output" not in without.history[0]
+    assert with_term.history[-1]["output"] < with_term.history[0]["output"]
+    assert (with_term.images != without.images).any()
+
+
+def test_images_fit_all_networks_when_several_are_given() -> None:
+    pair: list[Teacher | Student] = [
+        teacher(),
+        Student(network(), architecture="", classes=CLASSES, channels=1, size=(8, 8)),
+    ]
+    both = invert(pair, count=24, settings=replace(QUICK, iterations=60, batch=24))
+    assert both.history[-1]["bn"] < 0.8 * both.history[0]["bn"]
+    assert both.hit > 0.6
+
+
+def test_several_equal_networks_give_the_images_of_one() -> None:
+    settings = replace(QUICK, iterations=3)
+    one = invert(teacher(), count=3, settings=settings)
+    mean = invert([teacher()], count=3, settings=settings)
+    np.testing.assert_array_equal(one.images, mean.images)
+
+
+def test_batch_is_smaller_when_memory_is_short() -> None:
+    settings = InversionSettings(memory_mib=1)
+    assert settings.batch_for((32, 32), 64 * 1024) == 16
+    assert settings.batch_for((32, 32), 64 * 1024**2) == 1
+    assert [InversionSettings().batch_for((side, side)) for side in (32, 64, 224)] == [512, 128, 32]
+    assert (
+        invert(teacher(), count=30, settings=replace(QUICK, batch=None, iterations=1)).batch == 30
+    )
 
 
 def test_flip_and_jitter_change_the_images() -> None:
@@ -204,11 +289,37 @@ def test_inversion_is_refused_when_there_are_fewer_images_than_classes() -> None
         invert(teacher(), count=2)
 
 
+def test_teacher_is_refused_when_it_knows_one_class() -> None:
+    single = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    with pytest.raises(UsageError, match="at least two different names"):
+        Teacher.wrap(single, classes=("bolt",), spec=SPEC)
+
+
+def test_inversion_is_refused_when_classes_of_networks_differ() -> None:
+    other = Teacher.wrap(network(), classes=CLASSES[::-1], spec=SPEC)
+    with pytest.raises(UsageError, match=r"network 2 knows the classes nothing, columns, rows"):
+        invert([teacher(), other], count=6)
+    with pytest.raises(UsageError, match="at least one"):
+        invert([], count=6)
+
+
+@pytest.mark.parametrize(
+    "real",
+    [np.zeros((2, 8, 8, 1), np.float32), np.zeros((8, 8, 1), np.uint8)],
+    ids=["float", "one-image"],
+)
+def test_inversion_is_refused_when_real_images_are_not_images(real: np.ndarray) -> None:
+    with pytest.raises(UsageError, match=r"expected uint8 of shape \(N, H, W, C\)"):
+        invert(teacher(norm=False), count=6, real=real)
+
+
 def test_inversion_is_refused_when_a_layer_is_unknown() -> None:
     with pytest.raises(UsageError, match=r"names bn9; the BatchNorm layers are 1, 4"):
         invert(teacher(), count=3, settings=replace(QUICK, layer_weights={"bn9": 1.0}))
 
 
 def test_settings_list_every_problem_when_values_are_out_of_range() -> None:
-    with pytest.raises(UsageError, match=r"(?s)iterations is 0.*bn is -1.*confidence.*jitter"):
-        InversionSettings(iterations=0, bn=-1.0, confidence=(0.9, 0.5), jitter=-1)
+    with pytest.raises(
+        UsageError, match=r"(?s)iterations is 0.*bn is -1.*confidence.*boundary is 2.*jitter"
+    ):
+        InversionSettings(iterations=0, bn=-1.0, confidence=(0.9, 0.5), boundary=2.0, jitter=-1)
