@@ -2,7 +2,7 @@
 
 A stage writes into a temporary folder (or file) beside its final place and is renamed when it is
 complete; then its record `stages/<stage>.json` is written, with the digest of everything the stage
-was made from and the size of every file it made. A later build skips a stage whose record matches.
+was made from, and size and digest of what it made. A later build skips a stage whose record fits.
 Killing a build at any point loses at most the running stage.
 """
 
@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,6 +116,10 @@ def space_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def _digest_of_outputs(names: Iterable[str], files: Iterable[Path]) -> str:
+    return digest_of([list(names), [digest_of_file(file) for file in files]])
+
+
 @dataclass(frozen=True)
 class StageRecord:
     """What `stages/<stage>.json` says of a finished stage."""
@@ -195,11 +199,14 @@ class RunDirectory:
             return None  # a record that cannot be read is no record: the stage runs again
 
     def is_current(self, stage: str, inputs: str) -> bool:
-        """Say whether the stage is whole and was made from exactly these inputs."""
+        """Say whether the stage is whole, byte for byte, and was made from exactly these inputs."""
         record = self.record(stage)
         if record is None or record.inputs != inputs:
             return False
-        return all(self._has(path, size) for path, size in record.outputs.items())
+        if not all(self._has(path, size) for path, size in record.outputs.items()):
+            return False
+        files = [self.path / path for path in record.outputs]
+        return record.digest == _digest_of_outputs(record.outputs, files)
 
     def folder_stage(
         self, stage: str, inputs: str, folder: str, make: Callable[[Path], None]
@@ -281,8 +288,7 @@ class RunDirectory:
         files = [made] if made.is_file() else sorted(p for p in made.rglob("*") if p.is_file())
         names = [str(Path(place) / file.relative_to(made)) for file in files]
         outputs = {name: file.stat().st_size for name, file in zip(names, files, strict=True)}
-        digests = [digest_of_file(file) for file in files]
-        return StageRecord(stage, inputs, outputs, digest_of([names, digests]), wall_s)
+        return StageRecord(stage, inputs, outputs, _digest_of_outputs(names, files), wall_s)
 
     def _sweep(self) -> None:
         """Remove what atomic file writes of a killed run left behind."""
