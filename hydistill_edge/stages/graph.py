@@ -10,21 +10,21 @@ from hydistill_edge.stages.work import Work
 
 def run(work: Work) -> None:
     """Write graph/student-batch<N>-opset<M>.onnx."""
-    wanted = {entry.graph: entry.profile for entry in work.planned}
-    parts = sorted((name, profile.batch, profile.max_opset) for name, profile in wanted.items())
+    wanted = {entry.graph: entry for entry in work.planned}
+    parts = sorted(wanted)
 
     def make(folder: Path) -> None:
         from hydistill_edge.images.resize import RESIZE_RULE
         from hydistill_edge.targets.graph import export_student
 
         clear(folder)
-        for done, (name, profile) in enumerate(sorted(wanted.items())):
+        for done, (name, planned) in enumerate(sorted(wanted.items())):
             work.report("graph", done, len(wanted), {})
             export_student(
                 work.student,
                 folder / name,
-                batch=profile.batch,
-                opset=profile.max_opset,
+                batch=planned.profile.batch,
+                opset=planned.opset,
                 resize=RESIZE_RULE,
             )
 

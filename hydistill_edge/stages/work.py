@@ -27,6 +27,9 @@ Report = Callable[[str, int, int, Mapping[str, float]], None]
 """`report(stage, done, total, metrics)`: how a build tells how far it is."""
 
 
+EXPORT_OPSET = 18
+"""What torch's exporter writes without a conversion; every runtime in use reads it."""
+
 LEAST_PARITY = 2
 """Images without which the ladder's comparisons say nothing."""
 
@@ -64,9 +67,14 @@ class Planned:
         return {key: facts[key] for key in facts if key not in _TEXTS}
 
     @property
+    def opset(self) -> int:
+        """The graph's opset: the exporter's own, unless the device reads older ones only."""
+        return min(EXPORT_OPSET, self.profile.max_opset)
+
+    @property
     def graph(self) -> str:
         """File name of the graph that the artifact is made from."""
-        return f"student-batch{self.profile.batch}-opset{self.profile.max_opset}.onnx"
+        return f"student-batch{self.profile.batch}-opset{self.opset}.onnx"
 
 
 class Work:
