@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydistill_edge.errors import InputError
-from hydistill_edge.targets.base import ActivationReader, Images
+from hydistill_edge.targets.base import ActivationReader, Images, RangeEstimator, Scheme
 
 Floats = NDArray[np.floating[Any]]
 METHODS = ("minmax", "percentile", "entropy", "mse")
@@ -30,6 +30,8 @@ PERCENTILE = 99.999  # keeps all but 1 value in 100,000
 # The count of a bin that quantizing leaves empty. It keeps the divergence finite, as smoothing does
 # in ONNX Runtime's calibrator; otherwise one outlier would forbid every smaller range.
 EMPTY = 1e-4
+DEAD = 1e-30  # a tensor that never reaches it is all zeros; bins of it have no width in float32
+STEPS = 256  # candidates for the least divergence: bounds in steps of 1/256 of the extremes
 GRID = 16  # candidates per side in the coarse and in the fine search for the least squared error
 
 
@@ -79,8 +81,11 @@ class Histogram:
 
     def add(self, values: NDArray[np.float32]) -> None:
         """Count more values; all lie between `low` and `high`."""
-        edges = (-self.limit, self.limit)
-        self.counts[:] += np.histogram(values, bins=len(self.counts), range=edges)[0]
+        bins = len(self.counts)
+        # Scaled from zero, so that zero itself is on an edge whatever float32 rounds.
+        places = np.floor(np.ravel(values) * np.float32(bins / 2 / self.limit)).astype(np.int32)
+        np.clip(places + bins // 2, 0, bins - 1, out=places)
+        self.counts[:] += np.bincount(places, minlength=bins)
 
 
 def estimate_ranges(
@@ -110,7 +115,8 @@ def estimate_ranges(
         InputError: unknown method, no images, a tensor that the reader does not yield, or one
             that is not finite.
     """
-    _check_method(method, percentile)
+    check_method(method)
+    _check_percentile(percentile)
     extremes = _extremes(reader, model, tensors, images)
     if method == "minmax":
         return {name: _as_range(low, high, symmetric) for name, (low, high) in extremes.items()}
@@ -118,15 +124,38 @@ def estimate_ranges(
         name: Histogram(low, high, np.zeros(BINS, dtype=np.int64))
         for name, (low, high) in extremes.items()
     }
-    constant = {name for name, histogram in histograms.items() if histogram.limit == 0}
+    dead = {name for name, histogram in histograms.items() if histogram.limit < DEAD}
     for batch in reader(model, tensors, images):
-        for name in set(tensors) - constant:
+        for name in set(tensors) - dead:
             histograms[name].add(batch[name])
     search = _searches(percentile)[method]
     return {
-        name: Range(0.0, 0.0) if name in constant else search(histogram, symmetric)
+        name: Range(0.0, 0.0) if name in dead else search(histogram, symmetric)
         for name, histogram in histograms.items()
     }
+
+
+def make_estimator(reader: ActivationReader, images: Images, scheme: Scheme) -> RangeEstimator:
+    """Return what a builder asks for ranges: reader, images and the scheme's method are bound.
+
+    Args:
+        reader: runs the model and yields the tensors batch by batch.
+        images: shape (N, H, W, C) uint8, the calibration images.
+        scheme: its range estimator, and whether its activations are symmetric, decide.
+    """
+
+    def estimate(model: Path, tensors: Sequence[str]) -> dict[str, tuple[float, float]]:
+        ranges = estimate_ranges(
+            reader,
+            model,
+            tensors,
+            images,
+            method=scheme.range_estimator,
+            symmetric=scheme.symmetric_activations,
+        )
+        return {name: (found.low, found.high) for name, found in ranges.items()}
+
+    return estimate
 
 
 def percentile_range(histogram: Histogram, symmetric: bool, percentile: float) -> Range:
@@ -175,7 +204,8 @@ def entropy_range(histogram: Histogram, symmetric: bool) -> Range:
     counts[0] = counts[1]
     one_sided = histogram.low >= 0 or histogram.high <= 0
     levels = LEVELS if one_sided and not symmetric else LEVELS // 2
-    sizes = range(levels, len(counts) + 1)
+    step = max(1, len(counts) // STEPS)
+    sizes = [*range(levels, len(counts), step), len(counts)]
     divergences = [_divergence(counts, size, levels) for size in sizes]
     bound = sizes[int(np.argmin(divergences))] * histogram.width
     low, high = max(-bound, histogram.low), min(bound, histogram.high)
@@ -208,7 +238,8 @@ def _searches(percentile: float) -> Mapping[str, Callable[[Histogram, bool], Ran
     }
 
 
-def _check_method(method: str, percentile: float) -> None:
+def check_method(method: str) -> None:
+    """Raise InputError unless there is such an estimator."""
     known = METHODS
     if method not in known:
         close = difflib.get_close_matches(method, known, n=1)
@@ -216,6 +247,9 @@ def _check_method(method: str, percentile: float) -> None:
         raise InputError(
             f'range estimator "{method}" is not known{hint}; known: {", ".join(known)}'
         )
+
+
+def _check_percentile(percentile: float) -> None:
     if not 50 < percentile <= 100:
         raise InputError(f"percentile is {percentile:g}; expected more than 50 and at most 100")
 

@@ -19,12 +19,13 @@ from hydistill_edge.calibration.ranges import (
     Range,
     entropy_range,
     estimate_ranges,
+    make_estimator,
     mse_range,
     percentile_range,
     rounded,
 )
 from hydistill_edge.errors import InputError
-from hydistill_edge.targets.base import ActivationReader, Images
+from hydistill_edge.targets.base import ActivationReader, Images, Scheme
 
 MODEL = Path("model.onnx")
 Values = NDArray[np.float32]
@@ -223,6 +224,34 @@ def test_one_outlier_does_not_stretch_the_range(method: str) -> None:
 
     assert range_of(values).high == 60
     assert range_of(values, method=method).high < 40
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nearly_dead_first_batch_does_not_matter(method: str) -> None:
+    # Histograms that grow in bins of the first batch would need billions of them here.
+    tiny = np.full(1_000, 1e-6, np.float32)
+
+    found = range_of(tiny, 5 * np.abs(normal(4_000)), method=method, symmetric=False)
+
+    assert found.low == 0
+    assert 5 < found.high < 25
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_denormal_tensor_has_a_range(method: str) -> None:
+    found = range_of(np.full(10, 1e-40, np.float32), method=method, symmetric=False)
+
+    assert found == pytest.approx((0, 0))
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+def test_made_estimator_follows_the_scheme(symmetric: bool) -> None:
+    scheme = Scheme("x", "qdq", "int8", "int8", symmetric, True, False, "minmax", "")
+    images = np.zeros((1, 1, 1, 1), dtype=np.uint8)
+
+    found = make_estimator(reading(HAND), images, scheme)(MODEL, ["x"])
+
+    assert found == {"x": (-3.0 if symmetric else -1.0, 3.0)}
 
 
 def test_minmax_runs_the_model_once() -> None:
