@@ -6,8 +6,10 @@ than float32 in ONNX Runtime, and TensorRT refuses zero points and quantized bia
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
+from hydistill_edge.calibration.ranges import check_method
 from hydistill_edge.errors import InputError
 from hydistill_edge.targets.base import Scheme
 
@@ -35,16 +37,34 @@ VNNI = {"vnni", "avx_vnni", "avx512_vnni"}
 """Instruction sets that add int8 products in 32 bits at once."""
 
 
-def choose_scheme(target: str, profile: Profile) -> Scheme:
+_RANGES = {
+    "minmax": "Ranges by min-max: nothing that the calibration images reach is clipped",
+    "percentile": "Ranges by percentile: the rarest values are clipped",
+    "entropy": "Ranges by entropy: the distribution of the values changes least",
+    "mse": "Ranges by mse: the squared error of clipping and rounding is least",
+}
+
+
+def choose_scheme(target: str, profile: Profile, *, range_estimator: str = "minmax") -> Scheme:
     """Return how to quantize for one runtime on one kind of device.
 
     Args:
         target: "onnxruntime", "openvino" or "tensorrt".
         profile: a `DeviceProfile`; its architecture and instruction sets decide.
+        range_estimator: one of `calibration.ranges.METHODS`; every target takes each of them.
+            `calibration.select.select_by_parity` tells which is best.
 
     Raises:
-        InputError: there is no scheme for this target, or for its combination with the device.
+        InputError: there is no scheme for this target, or for its combination with the device, or
+            no such estimator.
     """
+    check_method(range_estimator)
+    scheme = _scheme(target, profile)
+    reason = f"{scheme.reason}. {_RANGES[range_estimator]}"
+    return replace(scheme, range_estimator=range_estimator, reason=reason)
+
+
+def _scheme(target: str, profile: Profile) -> Scheme:
     vnni = bool(VNNI & set(profile.features))
     if target == "onnxruntime":
         return _onnxruntime_x86(vnni) if profile.arch == "x86_64" else _onnxruntime_arm()
@@ -128,8 +148,8 @@ def _openvino(vnni: bool) -> Scheme:
         range_estimator="minmax",
         reason=(
             f"OpenVINO's own quantizer on its own format; {why}. Preset mixed: weights symmetric, "
-            "activations asymmetric where they take both signs. Ranges are the extremes over all "
-            "images, not their mean over images as by NNCF's default, which clips the gates of "
+            "activations asymmetric where they take both signs. Images are taken together by their "
+            "extremes, not by their mean as by NNCF's default, which clips the gates of "
             "squeeze-and-excitation (a steel RegNetY-400MF: 10.6 dB by default, 21.3 dB so)"
         ),
     )
@@ -143,10 +163,9 @@ _TENSORRT = Scheme(
     symmetric_activations=True,
     per_channel=True,
     reduce_range=False,
-    range_estimator="entropy",
+    range_estimator="minmax",
     reason=(
         "TensorRT takes explicit QDQ nodes only, symmetric with zero point 0 and without quantized "
-        "biases; TensorRT 11 has no other way, and 10 takes the same file. Symmetric ranges waste "
-        "levels on outliers, so they are clipped by entropy"
+        "biases; TensorRT 11 has no other way, and 10 takes the same file"
     ),
 )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from hydistill_edge.calibration.ranges import METHODS
 from hydistill_edge.calibration.scheme import choose_scheme
 from hydistill_edge.errors import InputError
 from hydistill_edge.targets.profiles import list_profiles, load_profile
@@ -69,6 +70,26 @@ def test_scheme_exists_for_every_int8_target_of_packaged_profiles(name: str) -> 
     targets = [entry.target for entry in profile.targets if "int8" in entry.precisions]
 
     assert all(choose_scheme(target, profile).reason for target in targets)
+
+
+@pytest.mark.parametrize("estimator", METHODS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.target}-{case.name}")
+def test_scheme_takes_the_estimator_that_was_asked_for(case: Case, estimator: str) -> None:
+    scheme = choose_scheme(case.target, case.device, range_estimator=estimator)
+
+    assert scheme.range_estimator == estimator
+    assert f"Ranges by {estimator.replace('minmax', 'min-max')}: " in scheme.reason
+
+
+def test_scheme_takes_extremes_when_nothing_was_asked_for() -> None:
+    schemes = [choose_scheme(case.target, case.device) for case in CASES]
+
+    assert {scheme.range_estimator for scheme in schemes} == {"minmax"}
+
+
+def test_scheme_refuses_unknown_estimator() -> None:
+    with pytest.raises(InputError, match='did you mean "entropy"'):
+        choose_scheme("onnxruntime", VNNI, range_estimator="entrophy")
 
 
 def test_scheme_refuses_openvino_int8_when_device_is_arm() -> None:
