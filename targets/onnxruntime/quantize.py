@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -39,10 +38,13 @@ from hydistill_edge.targets.graph_input import (
     split_input,
 )
 
-ESTIMATORS = ("minmax", "entropy", "percentile")
+OWN = ("minmax",)
+"""Range estimators that are left to ONNX Runtime.
 
-HELD_BYTES = 512 * 2**20
-"""Activations that are held at once while histograms are filled, about."""
+Its percentile and entropy are not. Both widen their histograms in steps of the first chunk's bins,
+so a tensor that is nearly dead in that chunk (a closed gate) ends in a MemoryError, or in billions
+of bins; and its entropy merges 128 bins into 128 levels: it has one candidate, the extremes.
+"""
 
 ELEMENTWISE = {"Mul", "Add", "Sub", "Div"}
 
@@ -64,19 +66,12 @@ def quantize_network(graph: Graph, calibration: Calibration) -> onnx.ModelProto:
 
     The tensor `normalized` is quantized with scale 1/64 and the zero point of pixel 128.
     """
-    from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     scheme = calibration.scheme
     _check(graph, calibration)
     model = load_model(graph)
     core = split_input(model)
-    types = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
-    methods = {
-        "minmax": CalibrationMethod.MinMax,
-        "entropy": CalibrationMethod.Entropy,
-        "percentile": CalibrationMethod.Percentile,
-    }
     with _quiet(), tempfile.TemporaryDirectory(prefix="hydistill-quantize-") as temporary:
         prepared, quantized = Path(temporary, "prepared.onnx"), Path(temporary, "int8.onnx")
         # Without ONNX Runtime's optimisation: the exporter has folded the batch norms, and it
@@ -86,25 +81,16 @@ def quantize_network(graph: Graph, calibration: Calibration) -> onnx.ModelProto:
         quant_pre_process(
             core, prepared, skip_optimization=True, skip_symbolic_shape=True, verbose=0
         )
-        chunk = max(1, HELD_BYTES // _activation_bytes(core))
-        reader = _ChunkReader(calibration.images, batch=graph.batch, chunk=chunk)
-        quantize_static(
-            prepared,
-            quantized,
-            reader,
-            per_channel=scheme.per_channel,
-            reduce_range=scheme.reduce_range,
-            activation_type=types[scheme.activation_type],
-            weight_type=QuantType.QInt8,
-            calibrate_method=methods[scheme.range_estimator],
-            nodes_to_exclude=_explicit_normalisation(core),
-            extra_options={
-                "ActivationSymmetric": scheme.symmetric_activations,
-                "WeightSymmetric": True,
-                "CalibStridedMinMax": 1,  # one chunk of the reader at a time: bounds memory
-                "TensorQuantOverrides": {NORMALIZED: [_pixel_parameters(scheme)]},
-            },
-        )
+        overrides = {NORMALIZED: [_pixel_parameters(scheme)]}
+        images = calibration.images
+        if scheme.range_estimator not in OWN:
+            # Which tensors are quantized does not depend on the images: one tells their names.
+            images = images[:1]
+            reader = _Reader(images, batch=graph.batch)
+            _quantize_static(prepared, quantized, reader, scheme, overrides)
+            overrides |= _our_ranges(quantized, graph, calibration)
+        reader = _Reader(images, batch=graph.batch)
+        _quantize_static(prepared, quantized, reader, scheme, overrides)
         made = onnx.load(quantized)
     del made.metadata_props[:], made.graph.value_info[:]
     made.metadata_props.extend(model.metadata_props)
@@ -164,38 +150,83 @@ def attach_float_input(network: onnx.ModelProto) -> onnx.ModelProto:
     return network
 
 
-class _ChunkReader:
-    """Hands normalised calibration images to the calibrator, a chunk of images at a time.
+def _quantize_static(
+    prepared: Path,
+    quantized: Path,
+    reader: _Reader,
+    scheme: Scheme,
+    overrides: Mapping[str, list[dict[str, Any]]],
+) -> None:
+    from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
 
-    The calibrator asks for a range of chunks, reads it, folds it into its histograms, and drops it.
+    types = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+    quantize_static(
+        prepared,
+        quantized,
+        reader,
+        per_channel=scheme.per_channel,
+        reduce_range=scheme.reduce_range,
+        activation_type=types[scheme.activation_type],
+        weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod.MinMax,
+        nodes_to_exclude=_explicit_normalisation(onnx.load(prepared)),
+        extra_options={
+            "ActivationSymmetric": scheme.symmetric_activations,
+            "WeightSymmetric": True,
+            "TensorQuantOverrides": dict(overrides),
+        },
+    )
+
+
+def _our_ranges(
+    quantized: Path, graph: Graph, calibration: Calibration
+) -> dict[str, list[dict[str, Any]]]:
+    """Return, as overrides, the range of each activation that the quantizer has quantized."""
+    estimate = calibration.estimate
+    assert estimate is not None  # `_check` has asked for it
+    nodes = onnx.load(quantized).graph.node
+    # The quantizer renames what comes before a graph's output, to write the output itself.
+    names = {
+        LOGITS if node.input[0].startswith(f"{LOGITS}_") else node.input[0]
+        for node in nodes
+        if node.op_type == "QuantizeLinear" and node.input[0] != NORMALIZED
+    }
+    ranges = estimate(graph.path, sorted(names))
+    missing = sorted(names - set(ranges))
+    if missing:
+        raise InputError(
+            f'the calibration gave no range for {len(missing)} tensors, "{missing[0]}" for one; '
+            f"expected all {len(names)}"
+        )
+    return {
+        name: [{"rmin": np.float32(ranges[name][0]), "rmax": np.float32(ranges[name][1])}]
+        for name in names
+    }
+
+
+class _Reader:
+    """Hands normalised calibration images to the calibrator, a batch of the graph's at a time.
+
+    The calibrator reduces each batch to its extremes inside the graph, so memory is no matter.
     """
 
-    def __init__(self, images: Images, *, batch: int | None, chunk: int) -> None:
-        self._images = images
-        self._chunk = chunk
-        # A fixed batch is fed whole; the last one is filled up with images that came before.
-        self._step = batch or 8
-        self._pending: Iterator[NDArray[np.float32]] = iter(())
-
-    def __len__(self) -> int:
-        return -(-len(self._images) // self._chunk)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        """Choose the chunks that `get_next` walks through."""
-        self._pending = self._batches(start_index * self._chunk, end_index * self._chunk)
+    def __init__(self, images: Images, *, batch: int | None) -> None:
+        self._batches = _batches(images, batch)
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        """Return the next batch as the network's input, or None at the end of the range."""
-        batch = next(self._pending, None)
+        """Return the next batch as the network's input, or None at the end."""
+        batch = next(self._batches, None)
         return None if batch is None else {NORMALIZED: batch}
 
-    def _batches(self, start: int, end: int) -> Iterator[NDArray[np.float32]]:
-        end = min(end, len(self._images))
-        for first in range(start, end, self._step):
-            rows = np.arange(first, first + self._step)
-            rows = np.where(rows < end, rows, rows - self._step) % len(self._images)
-            pixels = self._images[rows].astype(np.float32).transpose(0, 3, 1, 2)
-            yield np.ascontiguousarray((pixels - PIXEL_ZERO_POINT) * np.float32(PIXEL_SCALE))
+
+def _batches(images: Images, batch: int | None) -> Iterator[NDArray[np.float32]]:
+    """Yield the images as the network sees them; a fixed batch is filled up with the first ones."""
+    step = batch or 8
+    for first in range(0, len(images), step):
+        end = first + step if batch is not None else min(first + step, len(images))
+        rows = np.arange(first, end) % len(images)
+        pixels = images[rows].astype(np.float32).transpose(0, 3, 1, 2)
+        yield np.ascontiguousarray((pixels - PIXEL_ZERO_POINT) * np.float32(PIXEL_SCALE))
 
 
 def _check(graph: Graph, calibration: Calibration) -> None:
@@ -205,10 +236,11 @@ def _check(graph: Graph, calibration: Calibration) -> None:
             f'scheme "{scheme.name}" is for quantizer "{scheme.quantizer}"; expected one for '
             '"onnxruntime": choose it with choose_scheme("onnxruntime", profile)'
         )
-    if scheme.range_estimator not in ESTIMATORS:
+    if scheme.range_estimator not in OWN and calibration.estimate is None:
         raise InputError(
-            f'range estimator "{scheme.range_estimator}" is not one of ONNX Runtime\'s; expected '
-            f"one of {', '.join(ESTIMATORS)}"
+            f'range estimator "{scheme.range_estimator}" is not one of ONNX Runtime\'s '
+            f"({', '.join(OWN)}), and int8 came without estimates of ours; hand over "
+            "Calibration(estimate=...), which returns the ranges of named tensors"
         )
     expected = (graph.height, graph.width, graph.channels)
     if images.dtype != np.uint8 or images.shape[1:] != expected:
@@ -216,15 +248,6 @@ def _check(graph: Graph, calibration: Calibration) -> None:
             f"calibration images are {images.dtype} {images.shape}; expected uint8 (N, "
             f"{', '.join(map(str, expected))}): resize them to the graph's input"
         )
-
-
-def _activation_bytes(core: onnx.ModelProto) -> int:
-    """Return about how many bytes the activations of one image take."""
-    sizes: list[int] = [
-        math.prod(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim[1:])
-        for value in core.graph.value_info
-    ]
-    return 4 * max(sum(sizes), 1)
 
 
 def _pixel_parameters(scheme: Scheme) -> dict[str, Any]:

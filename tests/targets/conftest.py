@@ -77,7 +77,43 @@ def _networks() -> dict[str, Callable[[], Any]]:
         def forward(self, z: Any) -> Any:
             return self.network(z * self.gain + self.shift)
 
-    return {c.__name__.lower(): c for c in (Residual, Depthwise, Squeeze, Explicit)}
+    class Dead(nn.Module):
+        """Has a ReLU that nothing passes and a tensor that is 5 everywhere."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = block(3, 16, nn.ReLU(), stride=2)
+            self.side, self.mix = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+            self.fc = nn.Linear(16, 3)
+
+        def forward(self, x: Any) -> Any:
+            x = self.stem(x)
+            dead = (self.side(x) - 100).relu()
+            x = x + self.mix(dead + 5) + dead
+            return self.fc(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+    class Joined(nn.Module):
+        """Joins a strong and a weak branch."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = block(3, 16, nn.ReLU(), stride=2)
+            self.strong, self.weak = block(16, 8, nn.ReLU()), block(16, 8, nn.ReLU())
+            self.tail, self.fc = block(16, 16, nn.ReLU()), nn.Linear(16, 3)
+
+        def forward(self, x: Any) -> Any:
+            x = self.stem(x)
+            x = nn.functional.max_pool2d(_torch().cat([self.strong(x), self.weak(x * 0.1)], 1), 2)
+            return self.fc(self.tail(x).mean((2, 3)))
+
+    networks = (Residual, Depthwise, Squeeze, Explicit, Dead, Joined)
+    return {network.__name__.lower(): network for network in networks}
+
+
+def _torch() -> Any:
+    import torch
+
+    return torch
 
 
 def _column(values: list[float]) -> Any:
@@ -153,13 +189,16 @@ def calibration(pixels: Callable[[int], Any]) -> Callable[..., Any]:
     """Return a function from a target and a profile's name to a calibration of 24 images."""
 
     def make(target: str, profile: str = "x86-vnni", **changes: Any) -> Any:
+        from hydistill_edge.calibration.ranges import make_estimator
         from hydistill_edge.calibration.scheme import choose_scheme
         from hydistill_edge.targets.base import Calibration
+        from hydistill_edge.targets.onnxruntime.activations import make_activation_reader
         from hydistill_edge.targets.profiles import load_profile
 
         images = pixels(24)
         scheme = replace(choose_scheme(target, load_profile(profile)), **changes)
         ids = tuple(f"image-{index}" for index in range(len(images)))
-        return Calibration(images=images, ids=ids, digest="0" * 64, scheme=scheme)
+        estimate = make_estimator(make_activation_reader(), images, scheme)
+        return Calibration(images, ids, digest="0" * 64, scheme=scheme, estimate=estimate)
 
     return make

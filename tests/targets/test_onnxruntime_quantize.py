@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from hydistill_edge.calibration.ranges import METHODS
 from hydistill_edge.errors import InputError, ShapeError
 
 ort = pytest.importorskip("onnxruntime")
@@ -37,6 +38,11 @@ def open_session(model: onnx.ModelProto, optimized: Path | None = None) -> Any:
 def run(model: onnx.ModelProto, images: Any) -> Any:
     session = open_session(model)
     return np.concatenate([session.run(None, {"image": image[None]})[0] for image in images])
+
+
+def constant(model: onnx.ModelProto, name: str) -> Any:
+    (tensor,) = [item for item in model.graph.initializer if item.name == name]
+    return onnx.numpy_helper.to_array(tensor)
 
 
 @pytest.mark.parametrize("profile", SCHEMES.values(), ids=SCHEMES)
@@ -113,27 +119,53 @@ def test_last_layer_writes_float_logits(tiny_graph: Any, calibration: Callable[.
     assert last.op_type == "Gemm"
 
 
-@pytest.mark.parametrize("estimator", ["minmax", "entropy", "percentile"])
-def test_estimators_give_working_models(
-    estimator: str, tiny_graph: Any, calibration: Callable[..., Any], pixels: Any
+@pytest.mark.parametrize("estimator", METHODS)
+@pytest.mark.parametrize("kind", ["residual", "dead"])
+def test_estimators_stay_near_float(
+    kind: str, estimator: str, tiny_graph: Any, calibration: Callable[..., Any], pixels: Any
 ) -> None:
+    graph, images = tiny_graph(kind), pixels(24)
     chosen = calibration("onnxruntime", range_estimator=estimator)
+    expected = run(onnx.load(graph.path), images)
 
-    model = quantize(tiny_graph("residual"), chosen)
+    logits = run(quantize(graph, chosen), images)
 
-    assert np.isfinite(run(model, pixels(2))).all()
+    noise = np.square(logits - expected).mean()
+    assert 10 * np.log10(np.square(expected).mean() / noise) > 20
 
 
-def test_chunks_of_images_do_not_change_minmax_ranges(
-    tiny_graph: Any, calibration: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("profile", "lowest"), [("x86-vnni", 0), ("raspberry-pi-5", -128)], ids=["u8", "s8"]
+)
+def test_ranges_of_ours_become_scale_and_zero_point(
+    profile: str, lowest: int, tiny_graph: Any, calibration: Callable[..., Any]
 ) -> None:
-    chosen = calibration("onnxruntime")
-    whole = quantize(tiny_graph("residual"), chosen)
-    monkeypatch.setattr("hydistill_edge.targets.onnxruntime.quantize.HELD_BYTES", 200_000)
+    chosen = calibration("onnxruntime", profile, range_estimator="entropy")
 
-    chunked = quantize(tiny_graph("residual"), chosen)
+    def estimate(path: Any, names: Any) -> Any:
+        return {name: (-1.0, 4.1) if "relu" not in name else (0.0, 5.1) for name in names}
 
-    assert chunked.SerializeToString() == whole.SerializeToString()
+    model = quantize(tiny_graph("residual"), replace(chosen, estimate=estimate))
+
+    found = {
+        node.input[0]: (constant(model, node.input[1]), constant(model, node.input[2]))
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear" and node.input[0] != "normalized"
+    }
+    assert len(found) > 3
+    for name, (scale, zero_point) in found.items():
+        assert scale == pytest.approx(5.1 / 255)
+        assert zero_point == lowest + (0 if "relu" in name else 50)
+
+
+def test_pixels_stay_the_quantized_input_when_ranges_are_ours(
+    tiny_graph: Any, calibration: Callable[..., Any]
+) -> None:
+    model = quantize(tiny_graph("residual"), calibration("onnxruntime", range_estimator="mse"))
+
+    (first,) = [node for node in model.graph.node if "image_nchw" in node.input]
+    assert first.op_type == "DequantizeLinear"
+    assert [constant(model, name) for name in first.input[1:]] == [1 / 64, 128]
 
 
 def test_dynamic_batch_quantizes_like_fixed_one(
@@ -155,11 +187,22 @@ def test_quantize_refuses_scheme_when_it_is_for_another_quantizer(
         quantize(tiny_graph("residual"), calibration("openvino"))
 
 
-def test_quantize_refuses_estimator_when_runtime_lacks_it(
+def test_quantize_refuses_estimator_when_nobody_has_it(
     tiny_graph: Any, calibration: Callable[..., Any]
 ) -> None:
-    with pytest.raises(InputError, match='range estimator "mse" is not one of'):
-        quantize(tiny_graph("residual"), calibration("onnxruntime", range_estimator="mse"))
+    chosen = replace(calibration("onnxruntime", range_estimator="mse"), estimate=None)
+
+    with pytest.raises(InputError, match="came without estimates of ours"):
+        quantize(tiny_graph("residual"), chosen)
+
+
+def test_quantize_names_the_tensor_without_a_range(
+    tiny_graph: Any, calibration: Callable[..., Any]
+) -> None:
+    chosen = calibration("onnxruntime", range_estimator="mse")
+
+    with pytest.raises(InputError, match="gave no range for 7 tensors"):
+        quantize(tiny_graph("residual"), replace(chosen, estimate=lambda *_: {}))
 
 
 def test_quantize_refuses_images_when_size_differs(
