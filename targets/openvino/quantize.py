@@ -16,13 +16,18 @@ from numpy.typing import NDArray
 from hydistill_edge.errors import InputError, ShapeError
 from hydistill_edge.targets.base import Calibration, Graph, Scheme
 from hydistill_edge.targets.openvino.libraries import load_nncf, load_openvino, silence
+from hydistill_edge.targets.openvino.ranges import set_ranges
 
 DYNAMIC_BATCH = 8
 
 # Between raw pixels and the first layer: these move or scale values, and mix none of them.
 POINTWISE = {"Convert", "Transpose", "Reshape", "Add", "Subtract", "Multiply", "Divide"}
 
-ESTIMATORS = {"minmax": "MINMAX", "percentile": "MEAN_QUANTILE", "mse": "HISTOGRAM"}
+OWN = ("minmax", "percentile", "mse")
+"""Range estimators that NNCF has."""
+
+OUTLIERS = 1e-4
+"""Share of an image's values that "percentile" cuts at either end: NNCF's own default."""
 
 LEVELS = 256
 
@@ -42,6 +47,10 @@ def quantize(model: Any, graph: Graph, calibration: Calibration) -> Any:
         ShapeError: the calibration images are not of the graph's size.
     """
     quantized = quantize_by_data(model, graph, calibration)
+    scheme, estimate = calibration.scheme, calibration.estimate
+    if scheme.range_estimator not in OWN:
+        assert estimate is not None  # `_check` has asked for it
+        set_ranges(quantized, graph.path, estimate, symmetric=scheme.symmetric_activations)
     pin_pixel_range(quantized)
     return quantized
 
@@ -131,7 +140,6 @@ def _value_before(model: Any, quantizer: Any, pixel: int) -> float | None:
 
 def _advanced(nncf: Any, scheme: Scheme) -> Any:
     overflow = nncf.OverflowFix.ENABLE if scheme.reduce_range else nncf.OverflowFix.DISABLE
-    estimators = nncf.quantization.range_estimator.RangeEstimatorParametersSet
     return nncf.AdvancedQuantizationParameters(
         overflow_fix=overflow,
         # NNCF's bias correction moves the biases towards the mean error over the calibration
@@ -139,8 +147,31 @@ def _advanced(nncf: Any, scheme: Scheme) -> Any:
         # the correction itself was the larger one: a residual student's int8 logits had 20.8 dB
         # with it and 35.4 dB without.
         disable_bias_correction=True,
-        activations_range_estimator_params=getattr(estimators, ESTIMATORS[scheme.range_estimator]),
+        activations_range_estimator_params=_range_estimator(nncf, scheme.range_estimator),
     )
+
+
+def _range_estimator(nncf: Any, name: str) -> Any:
+    """Return NNCF's parameters for an estimator; its extremes for one that it lacks.
+
+    Images are aggregated by their extremes. NNCF's own sets take the mean over images, which cuts
+    every image that is stronger than most: a percentile so had 12 dB where this one has 23 dB
+    (a steel RegNetY-400MF), and 22 dB in place of 36 dB (a CIFAR ResNet-9).
+    """
+    ranges = nncf.quantization.range_estimator
+    if name == "mse":
+        return ranges.RangeEstimatorParametersSet.HISTOGRAM
+    if name != "percentile":
+        return ranges.RangeEstimatorParametersSet.MINMAX
+    low, high = (
+        ranges.StatisticsCollectorParameters(
+            statistics_type=ranges.StatisticsType.QUANTILE,
+            aggregator_type=aggregator,
+            quantile_outlier_prob=OUTLIERS,
+        )
+        for aggregator in (ranges.AggregatorType.MIN, ranges.AggregatorType.MAX)
+    )
+    return ranges.RangeEstimatorParameters(min=low, max=high)
 
 
 def _batches(images: NDArray[np.uint8], batch: int | None) -> list[NDArray[np.uint8]]:
@@ -160,10 +191,11 @@ def _check(graph: Graph, calibration: Calibration) -> None:
             f'scheme "{scheme.name}" is for quantizer "{scheme.quantizer}"; expected one for '
             '"nncf": choose it with choose_scheme("openvino", profile)'
         )
-    if scheme.range_estimator not in ESTIMATORS:
+    if scheme.range_estimator not in OWN and calibration.estimate is None:
         raise InputError(
-            f'range estimator "{scheme.range_estimator}" is not one of NNCF\'s; expected one of '
-            f"{', '.join(ESTIMATORS)}"
+            f'range estimator "{scheme.range_estimator}" is not one of NNCF\'s '
+            f"({', '.join(OWN)}), and int8 came without estimates of ours; hand over "
+            "Calibration(estimate=...), which returns the ranges of named tensors"
         )
     expected = (graph.height, graph.width, graph.channels)
     if images.dtype != np.uint8 or images.shape[1:] != expected:

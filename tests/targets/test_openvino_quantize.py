@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hydistill_edge.calibration.ranges import METHODS
 from hydistill_edge.errors import InputError, ShapeError
 from hydistill_edge.targets.openvino.libraries import load_openvino
 from hydistill_edge.targets.openvino.quantize import pin_pixel_range, quantize, quantize_by_data
@@ -141,14 +142,19 @@ def test_weights_keep_to_seven_bits_when_sums_saturate(
     assert max(int(np.abs(values.astype(int)).max()) for values in weights) == largest
 
 
-@pytest.mark.parametrize("estimator", ["percentile", "mse"])
-def test_estimators_give_working_models(
-    estimator: str, tiny_graph: Any, calibration: Callable[..., Any], pixels: Any
+@pytest.mark.parametrize("estimator", METHODS)
+@pytest.mark.parametrize("kind", ["residual", "dead"])
+def test_estimators_stay_near_float(
+    kind: str, estimator: str, tiny_graph: Any, calibration: Callable[..., Any], pixels: Any
 ) -> None:
-    graph = tiny_graph("residual")
+    graph, images = tiny_graph(kind), pixels(24)
     chosen = calibration("openvino", range_estimator=estimator)
+    expected = run(convert(graph), images)
 
-    assert np.isfinite(run(quantize(convert(graph), graph, chosen), pixels(2))).all()
+    logits = run(quantize(convert(graph), graph, chosen), images)
+
+    noise = np.square(logits - expected).mean()
+    assert 10 * np.log10(np.square(expected).mean() / noise) > 20
 
 
 @pytest.mark.parametrize("batch", [4, None])
@@ -172,13 +178,14 @@ def test_quantize_refuses_scheme_when_it_is_for_another_quantizer(
         quantize(convert(graph), graph, calibration("onnxruntime"))
 
 
-def test_quantize_refuses_estimator_when_nncf_lacks_it(
+def test_quantize_refuses_estimator_when_nobody_has_it(
     tiny_graph: Any, calibration: Callable[..., Any]
 ) -> None:
     graph = tiny_graph("residual")
+    chosen = replace(calibration("openvino", range_estimator="entropy"), estimate=None)
 
-    with pytest.raises(InputError, match="expected one of minmax, percentile, mse"):
-        quantize(convert(graph), graph, calibration("openvino", range_estimator="entropy"))
+    with pytest.raises(InputError, match="came without estimates of ours"):
+        quantize(convert(graph), graph, chosen)
 
 
 def test_quantize_refuses_images_when_size_differs(
