@@ -49,12 +49,14 @@ from hydistill_edge.objectives.image_priors import (
 from hydistill_edge.objectives.output_prior import output_prior
 from hydistill_edge.synthesis.canvas import (
     Canvas,
+    Phase,
     canvas_of,
     coarse_sizes,
-    plan_sizes,
+    plan_phases,
     to_uint8,
 )
 from hydistill_edge.synthesis.class_prior import Asked, ask, class_surprise
+from hydistill_edge.synthesis.generator import RATE, SHARE, Generator
 from hydistill_edge.synthesis.settings import InversionSettings
 from hydistill_edge.synthesis.stopping import Schedule
 from hydistill_edge.synthesis.witness import NO_BATCH_NORM_NOTE, Witness, witnesses
@@ -176,12 +178,8 @@ def invert(
     ) as panel:
         for witness in panel:
             witness.check_answers(canvas.pixels(canvas.smooth_noise(_PROBED, noise)))
-        sizes = [
-            size
-            for size in coarse_sizes(canvas.size, settings.coarse)
-            if all(witness.takes(canvas, size) for witness in panel)
-        ]
-        plan = plan_sizes(canvas.size, sizes, iterations=settings.iterations, share=settings.coarse)
+        plan = _plan(panel, canvas, settings)
+        painter = Generator(canvas, seed=seed) if settings.generator else None
         largest = settings.batch_for(
             canvas.size,
             sum(w.image_bytes(canvas) for w in panel) if settings.batch is None else 0,
@@ -197,9 +195,10 @@ def invert(
                 choice=choice,
                 mixing=mixing,
             )
-            batch = _start(request, classes, canvas.at(plan[0][0]), noise)
-            run = _Run(panel, canvas, settings, plan)
-            for terms in run.optimize(batch, choice):
+            batch = _start(request, classes, canvas.at(plan[0].size), noise)
+            codes = None if painter is None else painter.codes(len(part), noise)
+            run = _Run(panel, canvas, settings, plan, painter)
+            for terms in run.optimize(batch, choice, codes):
                 history.append({"batch": number, **terms})
                 done = settings.iterations if run.finished else int(terms["iteration"])
                 if progress is not None:
@@ -227,23 +226,25 @@ def invert(
 
 
 class _Run:
-    """The optimization of one batch, through all its sizes."""
+    """The optimization of one batch, through all its phases."""
 
     def __init__(
         self,
         panel: Sequence[Witness],
         canvas: Canvas,
         settings: InversionSettings,
-        plan: Sequence[tuple[Size, int]],
+        plan: Sequence[Phase],
+        painter: Generator | None,
     ) -> None:
         self.panel, self.canvas, self.settings, self.plan = panel, canvas, settings, plan
+        self.painter = painter
         self.schedule = Schedule(
             settings.iterations,
             settings.learning_rate,
             window=settings.stop_window,
             tolerance=settings.stop_tolerance,
         )
-        self.paces: list[tuple[int, float]] = []  # iterations and seconds at each size
+        self.paces: list[tuple[Phase, int, float]] = []  # iterations and seconds of each phase
 
     @property
     def done(self) -> int:
@@ -255,45 +256,90 @@ class _Run:
 
     @property
     def saved_seconds(self) -> float:
-        full_steps, full_seconds = self.paces[-1]
+        _, full_steps, full_seconds = self.paces[-1]
         return sum(
-            steps * full_seconds / full_steps - seconds for steps, seconds in self.paces[:-1]
+            steps * full_seconds / full_steps - seconds
+            for phase, steps, seconds in self.paces[:-1]
+            if not phase.painted
         )
 
-    def optimize(self, batch: _Batch, choice: np.random.Generator) -> Iterator[dict[str, float]]:
+    def optimize(
+        self, batch: _Batch, choice: np.random.Generator, codes: Tensor | None
+    ) -> Iterator[dict[str, float]]:
         """Change the batch's images; yield the terms now and then."""
-        for size, steps in self.plan:
-            canvas = self.canvas.at(size)
-            if tuple(batch.normalized.shape[2:]) != size:
+        for phase in self.plan:
+            if self.finished:
+                break
+            canvas = self.canvas.at(phase.size)
+            if tuple(batch.normalized.shape[2:]) != phase.size:
                 batch.normalized = canvas.enlarged(batch.normalized)
-            started = time.perf_counter()
-            before = self.done
-            yield from self._at_size(batch, canvas, before + steps, choice)
-            self.paces.append((self.done - before, time.perf_counter() - started))
+            started, before = time.perf_counter(), self.done
+            if phase.painted and self.painter is not None and codes is not None:
+                yield from self._paint(batch, canvas, phase, choice, self.painter, codes)
+            else:
+                yield from self._at_size(batch, canvas, phase, choice)
+            self.paces.append((phase, self.done - before, time.perf_counter() - started))
+
+    def _paint(
+        self,
+        batch: _Batch,
+        canvas: Canvas,
+        phase: Phase,
+        choice: np.random.Generator,
+        painter: Generator,
+        codes: Tensor,
+    ) -> Iterator[dict[str, float]]:
+        """Optimize the generator and the codes of the batch."""
+        parameters = [codes.requires_grad_(), *painter.parameters()]
+        optimizer = torch.optim.Adam(parameters, lr=self.schedule.rate(), betas=(0.5, 0.99))
+        until = self.done + phase.iterations
+        while self.done < until and not self.finished:
+            optimizer.param_groups[0]["lr"] = self.schedule.rate() * RATE
+            batch.normalized = painter(codes)
+            record = self._step(batch, canvas, optimizer, choice)
+            if record is not None:
+                yield record
+        with torch.no_grad():
+            batch.normalized = painter(codes)
 
     def _at_size(
-        self, batch: _Batch, canvas: Canvas, until: int, choice: np.random.Generator
+        self, batch: _Batch, canvas: Canvas, phase: Phase, choice: np.random.Generator
     ) -> Iterator[dict[str, float]]:
-        full = canvas.size == self.canvas.size
-        schedule = self.schedule
+        """Optimize the pixels."""
         normalized = batch.normalized.requires_grad_()
-        optimizer = torch.optim.Adam([normalized], lr=schedule.rate(), betas=(0.5, 0.99))
-        while schedule.done < until and not schedule.finished:
-            optimizer.param_groups[0]["lr"] = schedule.rate()
-            terms, hit = self._terms(batch, canvas, choice, native=full)
-            loss = torch.stack([term * self._weight(name) for name, term in terms.items()]).sum()
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            optimizer.step()
+        optimizer = torch.optim.Adam([normalized], lr=self.schedule.rate(), betas=(0.5, 0.99))
+        until = self.done + phase.iterations
+        while self.done < until and not self.finished:
+            optimizer.param_groups[0]["lr"] = self.schedule.rate()
+            record = self._step(batch, canvas, optimizer, choice)
             with torch.no_grad():
                 canvas.clamp_(normalized)
-            comparable = full and schedule.watches and "bn" in terms
-            schedule.advance(terms["bn"].item() if comparable else None)
-            if schedule.done % _RECORD_EVERY == 0 or schedule.finished:
-                record = {name: term.item() for name, term in terms.items()}
-                record |= {"loss": loss.item(), "hit": hit.item()}
-                yield {"iteration": schedule.done, "side": min(canvas.size), **record}
+            if record is not None:
+                yield record
         normalized.requires_grad_(False)
+
+    def _step(
+        self,
+        batch: _Batch,
+        canvas: Canvas,
+        optimizer: torch.optim.Optimizer,
+        choice: np.random.Generator,
+    ) -> dict[str, float] | None:
+        """Do one iteration; return its terms if it is one to record."""
+        full = canvas.size == self.canvas.size
+        schedule = self.schedule
+        terms, hit = self._terms(batch, canvas, choice, native=full)
+        loss = torch.stack([term * self._weight(name) for name, term in terms.items()]).sum()
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        comparable = full and schedule.watches and "bn" in terms
+        schedule.advance(terms["bn"].item() if comparable else None)
+        if schedule.done % _RECORD_EVERY and not schedule.finished:
+            return None
+        record = {name: term.item() for name, term in terms.items()}
+        record |= {"loss": loss.item(), "hit": hit.item()}
+        return {"iteration": schedule.done, "side": min(canvas.size), **record}
 
     def _weight(self, name: str) -> float:
         # The output term of each network carries its own weight: one may need it, another not.
@@ -334,6 +380,22 @@ class _Run:
         terms["total_variation"] = total_variation(normalized)
         terms["l2"] = distance_to_mean(normalized, mean=zero)
         return terms, torch.stack(hits).mean()
+
+
+def _plan(panel: Sequence[Witness], canvas: Canvas, settings: InversionSettings) -> list[Phase]:
+    """Return the phases of every batch."""
+    if settings.generator and settings.iterations > 1:
+        painted = min(settings.iterations - 1, max(1, round(SHARE * settings.iterations)))
+        return [
+            Phase(canvas.size, painted, painted=True),
+            Phase(canvas.size, settings.iterations - painted),
+        ]
+    sizes = [
+        size
+        for size in coarse_sizes(canvas.size, settings.coarse)
+        if all(witness.takes(canvas, size) for witness in panel)
+    ]
+    return plan_phases(canvas.size, sizes, iterations=settings.iterations, share=settings.coarse)
 
 
 def _start(request: Asked, classes: int, canvas: Canvas, noise: torch.Generator) -> _Batch:

@@ -42,7 +42,9 @@ class InversionSettings:
         flip: mirror the batch in half of the iterations. Wrong where left and right differ in
             meaning, as in digits and text.
         coarse: share of the iterations at lower resolution (half; from 192 px a quarter first),
-            before the images are enlarged. None for 0.6 from 96 px, and 0 below.
+            before the images are enlarged. None for 0.6 from 64 px, and 0 below.
+        generator: paint the images of a batch with a small network first, shared by all batches,
+            and optimize pixels in the last fifth of the iterations; at full size throughout.
         stop_window: iterations over which progress is judged; a batch whose BatchNorm distance no
             longer falls ends with a short decline of the step size. 0 never stops early.
         stop_tolerance: smallest relative fall of that distance, from one window to the next, that
@@ -69,6 +71,7 @@ class InversionSettings:
     jitter: int | None = None
     flip: bool = False
     coarse: float | None = None
+    generator: bool = False
     stop_window: int = 0
     stop_tolerance: float = 0.02
     precision: Precision = "auto"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hydistill_edge.synthesis.canvas import Canvas, coarse_sizes, plan_sizes, to_uint8
+from hydistill_edge.synthesis.canvas import Canvas, coarse_sizes, plan_phases, to_uint8
 
 Sizes = list[tuple[int, int]]
 
@@ -17,7 +17,8 @@ def canvas(side: int) -> Canvas:
 @pytest.mark.parametrize(
     ("size", "share", "expected"),
     [
-        ((64, 64), None, []),
+        ((32, 32), None, []),
+        ((64, 64), None, [(32, 32)]),
         ((64, 64), 0.5, [(32, 32)]),
         ((96, 96), None, [(48, 48)]),
         ((128, 97), None, [(64, 49)]),
@@ -46,9 +47,9 @@ def test_large_images_start_small(
 def test_plan_ends_at_full_size_with_all_iterations_given(
     coarse: Sizes, iterations: int, share: float | None, steps: list[int]
 ) -> None:
-    plan = plan_sizes((224, 224), coarse, iterations=iterations, share=share)
-    assert [each for _, each in plan] == steps
-    assert plan[-1][0] == (224, 224)
+    plan = plan_phases((224, 224), coarse, iterations=iterations, share=share)
+    assert [phase.iterations for phase in plan] == steps
+    assert plan[-1].size == (224, 224)
 
 
 def test_enlarged_images_keep_their_content() -> None:

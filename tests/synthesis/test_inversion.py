@@ -198,6 +198,15 @@ def test_images_start_small_when_asked_to_and_end_large() -> None:
     assert result.hit > 0.8
 
 
+def test_generator_paints_images_that_fit_their_classes() -> None:
+    settings = replace(QUICK, iterations=60, generator=True)
+    first, again = (invert(teacher(), count=24, settings=settings) for _ in range(2))
+    assert first.history[5]["bn"] < first.history[0]["bn"]
+    assert first.hit > 0.8
+    assert first.iterations == (60, 60)
+    np.testing.assert_array_equal(first.images, again.images)
+
+
 def test_batch_ends_early_when_the_distance_stalls() -> None:
     settings = replace(QUICK, iterations=200, stop_window=5, stop_tolerance=0.2)
     results = [invert(teacher(), count=24, settings=settings) for _ in range(2)]
