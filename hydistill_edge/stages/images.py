@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,13 @@ from hydistill_edge.stages.work import Work, fingerprint
 if TYPE_CHECKING:
     from hydistill_edge.images.sources import LoadedImages, SourceSpec
     from hydistill_edge.images.transfer_set import TransferSetWriter
+
+
+MAX_REFERENCE = 256
+"""Real images whose statistics may stand in for BatchNorm: more would change them little."""
+
+MIN_REFERENCE = 16
+"""Fewer are not used: made images, which may ship, could come out like one of so few."""
 
 
 def run(work: Work) -> None:
@@ -60,6 +67,27 @@ def state(source: SourceSpec) -> Any:
     return fingerprint(path) if path.exists() else None
 
 
+def reference_images(sources: Sequence[LoadedImages]) -> NDArray[np.uint8] | None:
+    """Return real images from all over the sources, shape (N, H, W, C), for the inversion.
+
+    A teacher with BatchNorm does not need them. None where there are too few.
+    """
+    filled = [
+        source.images for source in sources if source.spec.origin == "real" and len(source.images)
+    ]
+    ends = np.cumsum([len(images) for images in filled])
+    if not filled or ends[-1] < MIN_REFERENCE:
+        return None
+    rows = np.linspace(0, ends[-1] - 1, min(MAX_REFERENCE, ends[-1])).astype(np.int64)
+    chosen: NDArray[np.uint8] = np.concatenate(
+        [
+            images[rows[(rows >= end - len(images)) & (rows < end)] - (end - len(images))]
+            for images, end in zip(filled, ends, strict=True)
+        ]
+    )
+    return chosen
+
+
 def _make(work: Work, out: Path) -> None:
     from hydistill_edge.images.transfer_set import TransferSetWriter
 
@@ -70,7 +98,7 @@ def _make(work: Work, out: Path) -> None:
     sources = [load(work, source) for source in recipe.images.real]
     for source in sources:
         skipped += [asdict(entry) for entry in source.skipped]
-    synthetic, made = _invert(work)
+    synthetic, made = _invert(work, sources)
     # The writer makes its own temporary folder beside the set: inside ours, nothing is left over.
     folder = out / "set"
     with TransferSetWriter(
@@ -112,7 +140,9 @@ def _add_real(
     )
 
 
-def _invert(work: Work) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+def _invert(
+    work: Work, sources: Sequence[LoadedImages]
+) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """Return synthetic images, shape (N, H, W, C), and how well the inversion went."""
     from hydistill_edge.images.resize import resize
     from hydistill_edge.synthesis.inversion import invert
@@ -130,6 +160,7 @@ def _invert(work: Work) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         count=section.count,
         settings=section.inversion,
         channels=channels,
+        real=reference_images(sources),
         seed=recipe.seed,
         device=work.torch_device,
         progress=progress,
@@ -139,6 +170,9 @@ def _invert(work: Work) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         "count": section.count,
         "hit": found.hit,
         "bn_distance": found.bn_distance,
+        "boundary": int((found.mixed_with >= 0).sum()),
+        "batch": found.batch,
+        "iterations": list(found.iterations),
         "note": found.note,
         "history": found.history,
     }

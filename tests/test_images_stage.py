@@ -1,0 +1,39 @@
+"""Which real images the inversion hears of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hydistill_edge.images.sources import LoadedImages, SourceSpec
+from hydistill_edge.stages.images import MAX_REFERENCE, MIN_REFERENCE, reference_images
+
+
+def loaded(count: int, origin: str = "real", value: int = 0) -> LoadedImages:
+    return LoadedImages(
+        images=np.full((count, 4, 4, 1), value, np.uint8),
+        labels=None,
+        ids=[f"folder:{row}" for row in range(count)],
+        class_names=None,
+        hashes=np.zeros((count, 32), np.uint8),
+        skipped=[],
+        spec=SourceSpec(kind="folder", path=Path("factory"), origin=origin),  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [[], [loaded(MIN_REFERENCE - 1)], [loaded(100, "web")], [loaded(9), loaded(100, "synthetic")]],
+    ids=["none", "too-few", "web", "real-too-few"],
+)
+def test_no_reference_is_taken_when_real_images_are_too_few(sources: list[LoadedImages]) -> None:
+    assert reference_images(sources) is None
+
+
+def test_reference_is_from_all_over_the_real_sources() -> None:
+    found = reference_images([loaded(600, value=1), loaded(50, "web", 9), loaded(200, value=2)])
+    assert found is not None
+    assert found.shape == (MAX_REFERENCE, 4, 4, 1)
+    assert np.bincount(found[:, 0, 0, 0]).tolist() == pytest.approx([0, 192, 64], abs=2)
