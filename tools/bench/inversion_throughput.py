@@ -1,12 +1,11 @@
 """How many images per second does inversion make at 32, 64 and 224 px, and in how much memory?
 
-A ResNet-18 of the zoo (3x3 stem, so four times the work of torchvision's at the same size) with
-random weights whose BatchNorm statistics are those of noise: speed does not depend on what a
-network has learned, and these images are good for nothing else. Each size runs in a process of its
-own, whose peak memory is the system's count, and in its own share of the iterations: ten in the
-proportions of the default hundred, so that a default run takes ten times as long. The peer, in
-the same process and in turns, does all iterations at full size. Ten minutes on two cores, of
-which 224 px take eight.
+A ResNet-18 of the zoo (its strides grow with the input) with random weights whose BatchNorm
+statistics are those of noise: speed does not depend on what a network has learned, and these images
+are good for nothing else. Each size runs in a process of its own, whose peak memory is the system's
+count, for ten iterations in the proportions of the default hundred; speeds are those of all hundred.
+The peer, in the same process and in turns, does all iterations at full size. About ten minutes on
+two cores.
 
     python tools/bench/inversion_throughput.py
     python tools/bench/inversion_throughput.py --sides 32 --width 0.125 --batch 4 --out /tmp/x.json
