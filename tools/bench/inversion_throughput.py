@@ -3,7 +3,7 @@
 A ResNet-18 of the zoo (its strides grow with the input) with random weights whose BatchNorm
 statistics are those of noise: speed does not depend on what a network has learned, and these images
 are good for nothing else. Each size runs in a process of its own, whose peak memory is the system's
-count, for ten iterations in the proportions of the default hundred; speeds are those of all hundred.
+count, for ten iterations in the proportions of the default hundred; speeds are of all hundred.
 The peer, in the same process and in turns, does all iterations at full size. About ten minutes on
 two cores.
 
