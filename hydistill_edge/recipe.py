@@ -221,6 +221,11 @@ class Calibration(Section):
     times: int = Field(
         default=2, ge=1, le=16, description="Images that every part of a range is to be seen in."
     )
+    ranges: Literal["auto", "minmax", "percentile", "entropy", "mse"] = Field(
+        default="auto",
+        description="How ranges are taken from activations; auto builds with each and keeps the "
+        "artifact nearest to the student, on images apart from all others.",
+    )
     quality: float | None = Field(
         default=None,
         gt=0,

@@ -10,9 +10,17 @@ import pytest
 
 from hydistill_edge.build import open_recipe
 from hydistill_edge.calibration.choose import pixel_digest
+from hydistill_edge.calibration.ranges import METHODS
 from hydistill_edge.run_directory import RunDirectory
-from hydistill_edge.stages import calibration
+from hydistill_edge.stages import calibration, targets
 from hydistill_edge.stages.work import Work, quiet
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture
@@ -54,3 +62,33 @@ def test_quality_is_a_gate_of_every_int8_artifact(run_copy: Path) -> None:
     for artifact in summary["artifacts"]:
         names = [gate["name"] for gate in artifact["gates"]]
         assert ("quality of the calibration images" in names) == (artifact["precision"] == "int8")
+
+
+def test_range_estimator_is_the_one_nearest_to_the_student(
+    work: Work, monkeypatch: pytest.MonkeyPatch, out: Path
+) -> None:
+    monkeypatch.setattr(targets, "LEAST_SELECTION", 1)
+    planned = next(entry for entry in work.planned if entry.precision == "int8")
+    targets.make(work, planned, out)
+
+    facts = json.loads((out / "calibration.json").read_text("utf-8"))
+    rows = {row["estimator"]: row for row in facts["selection"]["rows"]}
+    assert set(rows) == set(METHODS)
+    best = max(row["snr_db"] for row in rows.values())
+    assert rows[facts["scheme"]["range_estimator"]]["snr_db"] >= best - 3
+    assert sorted(path.name for path in out.iterdir()) == [
+        "artifact.json",
+        "calibration.json",
+        "model.onnx",
+    ]
+
+
+def test_range_estimator_is_the_one_asked_for(work: Work, out: Path) -> None:
+    section = work.recipe.calibration.model_copy(update={"ranges": "mse"})
+    asked = Work(work.recipe.model_copy(update={"calibration": section}), work.run, quiet)
+    planned = next(entry for entry in asked.planned if entry.precision == "int8")
+    targets.make(asked, planned, out)
+
+    facts = json.loads((out / "calibration.json").read_text("utf-8"))
+    assert facts["scheme"]["range_estimator"] == "mse"
+    assert facts["selection"] is None

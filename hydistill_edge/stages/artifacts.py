@@ -39,18 +39,30 @@ class Built:
     @property
     def simulated_by(self) -> str | None:
         """The runtime that stands in for the target here, or None where it runs itself."""
-        if self.planned.target != "tensorrt" or builder("tensorrt").check().can_run:
-            return None
-        return SIMULATOR
+        return simulator(self.planned)
 
     def open(self, *, threads: int | None = None) -> AbstractContextManager[Runner]:
         """Open a runner: the target's own, or the one that stands in for it."""
-        return open_runner(
-            self.simulated_by or self.planned.target,
-            self.file,
-            threads=threads or self.planned.profile.threads,
-            precision=self.planned.precision,
-        )
+        return open_file(self.planned, self.file, threads=threads)
+
+
+def simulator(planned: Planned) -> str | None:
+    """Return the runtime that stands in for the target here, or None where it runs itself."""
+    if planned.target != "tensorrt" or builder("tensorrt").check().can_run:
+        return None
+    return SIMULATOR
+
+
+def open_file(
+    planned: Planned, file: Path, *, threads: int | None = None
+) -> AbstractContextManager[Runner]:
+    """Open an artifact's file by the target's own runner, or by the one that stands in for it."""
+    return open_runner(
+        simulator(planned) or planned.target,
+        file,
+        threads=threads or planned.profile.threads,
+        precision=planned.precision,
+    )
 
 
 def describe(artifact: Artifact, folder: Path) -> dict[str, Any]:
