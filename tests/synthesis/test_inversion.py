@@ -236,7 +236,7 @@ def test_images_fit_all_networks_when_several_are_given() -> None:
     assert both.hit > 0.6
 
 
-def test_several_equal_networks_give_the_images_of_one() -> None:
+def test_list_of_one_network_gives_the_images_of_that_one() -> None:
     settings = replace(QUICK, iterations=3)
     one = invert(teacher(), count=3, settings=settings)
     mean = invert([teacher()], count=3, settings=settings)
