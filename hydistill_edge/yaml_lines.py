@@ -12,6 +12,9 @@ from hydistill_edge.errors import RecipeError
 KeyPath = tuple[str | int, ...]
 """Where a value stands: ("targets", 0, "device")."""
 
+MAX_DEPTH = 64
+"""Keys inside keys; a recipe has five."""
+
 MAX_PLACES = 100_000
 """Keys and items of a text: a person writes hundreds, aliases of aliases make billions."""
 
@@ -63,6 +66,8 @@ def line_of(path: KeyPath, lines: dict[KeyPath, int]) -> int | None:
 def _note_lines(
     node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], problems: list[str]
 ) -> None:
+    if len(path) > MAX_DEPTH:
+        raise RecursionError  # however deep this interpreter would go
     if len(lines) > MAX_PLACES:
         return
     if isinstance(node, yaml.MappingNode):

@@ -206,7 +206,7 @@ def test_build_refuses_a_device_without_tensorrt(tiny_graph: Any, folder: Path) 
 def test_build_asks_for_an_estimator_when_int8_has_none(
     tiny_graph: Any, calibration: Any, folder: Path
 ) -> None:
-    bare = calibration("tensorrt", "jetson-orin-nano")
+    bare = replace(calibration("tensorrt", "jetson-orin-nano"), estimate=None)
 
     with pytest.raises(InputError, match="estimate="):
         TensorRTBuilder().build(tiny_graph("residual"), "int8", DEVICE, bare, folder)
