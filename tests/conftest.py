@@ -182,6 +182,21 @@ def run_copy(finished_build: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_build, tmp_path / "run"))
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut what takes long and is tested elsewhere: the report's figures, the time of a latency."""
+    from dataclasses import replace
+
+    from hydistill_edge.report import figures
+    from hydistill_edge.targets import latency
+
+    demo = replace(
+        latency.MODES["demo"], seconds=0.05, at_most=64, cap_s=0.05, warm_up_s=(0.01, 0.02)
+    )
+    monkeypatch.setattr(latency, "MODES", {**latency.MODES, "demo": demo})
+    monkeypatch.setattr(figures, "draw", lambda *_: "")
+
+
 @pytest.fixture(scope="session")
 def contents() -> Callable[[Path], dict[str, str]]:
     """Return the sha256 of every file of a folder, by its path: to see that nothing was lost."""
