@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ LEAST_SELECTION = 32
 
 def run(work: Work) -> None:
     """Write targets/<target>-<device>-<precision>/ for every artifact of the recipe."""
+    _drop_others(work)
     for done, planned in enumerate(work.planned):
         work.report("targets", done, len(work.planned), {})
         parts = [planned.key, planned.graph, planned.build_facts]
@@ -44,6 +46,16 @@ def run(work: Work) -> None:
             partial(make, work, planned),
         )
     work.report("targets", len(work.planned), len(work.planned), {})
+
+
+def _drop_others(work: Work) -> None:
+    """Remove artifacts of an earlier recipe: no report may show them as this one's."""
+    wanted = {planned.key for planned in work.planned}
+    for folder in work.path("targets").glob("*"):
+        if folder.name not in wanted and not folder.name.startswith("."):
+            for stage in ("targets", "parity", "latency"):
+                work.run.forget(f"{stage}.{folder.name}")
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def make(work: Work, planned: Planned, folder: Path) -> None:
