@@ -29,7 +29,8 @@ app = typer.Typer(
     name="hydistill",
     help="Build edge-ready models from a teacher, without its training data.\n\n"
     "Exit codes: 0 no gate said no, 1 a gate said no, 2 wrong usage or recipe, "
-    "3 something is missing here, 4 a fault of ours.",
+    "3 something is missing here, 4 a fault of ours.\n\n"
+    "Example: hydistill demo",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

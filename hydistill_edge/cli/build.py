@@ -11,6 +11,7 @@ from hydistill_edge.cli.console import (
     Json,
     milliseconds,
     percent,
+    plain,
     print_json,
     progress,
     stdout,
@@ -60,9 +61,10 @@ def show(result: Build, *, json: bool) -> None:
         console = stdout()
         if result.summary:
             console.print(summary_table(result.summary))
-            console.print(f"{verdict(result.passed)}  {result.path / 'report.html'}")
+            report = plain(result.path / "report.html")
+            console.print(f"{verdict(result.passed)}  {report}", soft_wrap=True)
         else:
-            console.print(f"done; the run directory is {result.path}")
+            console.print(plain(f"done; the run directory is {result.path}"), soft_wrap=True)
     if result.passed is False:
         raise typer.Exit(1)
 
@@ -74,7 +76,7 @@ def summary_table(summary: dict[str, Any]) -> Any:
         model = summary.get(role) or {}
         made.add_row(
             role,
-            str(model.get("arch", "")).removeprefix("zoo:"),
+            plain(model.get("arch", "")).removeprefix("zoo:"),
             percent(model.get("accuracy")),
             "" if role == "teacher" else percent(model.get("teacher_agreement")),
             "",

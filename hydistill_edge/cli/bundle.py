@@ -48,7 +48,8 @@ def verify(file: File, json: Json = False) -> None:
     if json:
         print_json({"valid": True, "name": manifest.name, "files": len(manifest.files)})
     else:
-        stdout().print(f"{file}: whole, {len(manifest.files)} files as the manifest says")
+        text = f"{file}: whole, {len(manifest.files)} files as the manifest says"
+        stdout().print(text, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -67,4 +68,5 @@ def unpack(
     if json:
         print_json({"folder": str(out), "files": [entry.path for entry in manifest.files]})
     else:
-        stdout().print(f"unpacked {len(manifest.files)} files into {out}", markup=False)
+        text = f"unpacked {len(manifest.files)} files into {out}"
+        stdout().print(text, markup=False, soft_wrap=True)

@@ -60,6 +60,13 @@ def table(*columns: str, title: str | None = None) -> Table:
     return made
 
 
+def plain(text: object) -> str:
+    """Return a text of the user's as a table cell shows it: "[dent]" is a name, not markup."""
+    from rich.markup import escape
+
+    return escape(str(text))
+
+
 def percent(value: float | None) -> str:
     """Format a fraction as percent; a number that was not measured is a dash."""
     return "-" if value is None else f"{100 * value:.2f} %"

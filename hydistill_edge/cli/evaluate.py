@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hydistill_edge.cli.console import Json, percent, print_json, progress, stdout, table
+from hydistill_edge.cli.console import Json, percent, plain, print_json, progress, stdout, table
 
 
 def evaluate(
@@ -41,9 +41,9 @@ def evaluate(
             default=None,
         )
         made.add_row(
-            model["name"],
+            plain(model["name"]),
             percent(model["accuracy"]),
-            f"{percent(worst['accuracy'])} ({worst['class']})" if worst else "-",
+            plain(f"{percent(worst['accuracy'])} ({worst['class']})") if worst else "-",
             "-" if model["roc_auc"] is None else f"{model['roc_auc']:.4f}",
             percent(model["agreement_with_teacher"]),
         )

@@ -57,5 +57,7 @@ def init(
         print_json({"recipe": str(out), "teacher": facts})
     else:
         stdout().print(
-            f"wrote {out}; look through it, then run: hydistill build {out}", markup=False
+            f"wrote {out}; look through it, then run: hydistill build {out}",
+            markup=False,
+            soft_wrap=True,
         )

@@ -10,6 +10,7 @@ import typer
 from hydistill_edge.cli.console import (
     Json,
     milliseconds,
+    plain,
     print_json,
     progress,
     stdout,
@@ -51,7 +52,7 @@ def profile(
         for name, entry in results.items():
             for scope, numbers in (entry["scopes"] or {}).items():
                 made.add_row(
-                    name,
+                    plain(name),
                     scope,
                     milliseconds(numbers["p50_ms"]),
                     milliseconds(numbers["p90_ms"]),
@@ -60,7 +61,7 @@ def profile(
                     f"{entry['verdict']}" + (", advisory" if entry["advisory"] else ""),
                 )
             if not entry["scopes"]:
-                made.add_row(name, entry["note"], "", "", "", "", verdict(None))
+                made.add_row(plain(name), plain(entry["note"]), "", "", "", "", verdict(None))
         stdout().print(made)
     if passed is False:
         raise typer.Exit(1)

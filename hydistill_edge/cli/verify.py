@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hydistill_edge.cli.console import Json, print_json, progress, stdout, table, verdict
+from hydistill_edge.cli.console import Json, plain, print_json, progress, stdout, table, verdict
 
 
 def verify(
@@ -37,7 +37,7 @@ def verify(
                     rung["source"],
                     str(rung["n"]),
                     verdict(rung["passed"]),
-                    "; ".join(reason for reason in reasons if reason) or rung["note"],
+                    plain("; ".join(reason for reason in reasons if reason) or rung["note"]),
                 )
         stdout().print(made)
     if passed is False:
