@@ -25,6 +25,9 @@ from hydistill_edge.cli import (
 from hydistill_edge.cli.console import print_error
 from hydistill_edge.errors import HydistillError, MissingPackageError, NoSpaceError, UsageError
 
+STOPPED = 130
+"""Exit code of a command that was stopped by Ctrl-C, as shells have it."""
+
 app = typer.Typer(
     name="hydistill",
     help="Build edge-ready models from a teacher, without its training data.\n\n"
@@ -76,14 +79,15 @@ def run(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         code = app(args=arguments, prog_name="hydistill", standalone_mode=False)
+        if code == STOPPED:  # what typer makes of Ctrl-C
+            return _stopped()
         return code if isinstance(code, int) else 0
     except HydistillError as error:
         return _fail(error, error.exit_code, debug, as_json)
     except ImportError as error:
         return _fail(_translate(error), MissingPackageError.exit_code, debug, as_json)
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; run the same command again to go on\n")
-        return 130
+        return _stopped()
     except BrokenPipeError:
         return 0  # the reader of our output has seen enough
     except OSError as error:
@@ -93,9 +97,14 @@ def run(arguments: list[str]) -> int:
         if hasattr(error, "format_message"):  # click's usage errors
             return _fail(error, 2, debug, as_json, text=error.format_message())
         if type(error).__name__ == "Abort":
-            return 130
+            return _stopped()
         text = f"{type(error).__name__}: {error} (a fault of ours; please report it with --debug)"
         return _fail(error, 4, debug, as_json, text=text)
+
+
+def _stopped() -> int:
+    sys.stderr.write("stopped; run the same command again to go on\n")
+    return STOPPED
 
 
 def _fail(
