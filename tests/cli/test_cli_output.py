@@ -1,0 +1,157 @@
+"""What commands print: JSON that parses, names as they are, one message for what goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+SHAPE = ("--architecture", "zoo:resnet8", "--option", "width=0.25", "--size", "8")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["devices list", "devices show raspberry-pi-5", "doctor", "recipe list", "recipe schema"],
+)
+def test_answer_is_json_when_asked_for(words: str, hydistill: Any) -> None:
+    as_json = [] if words == "recipe schema" else ["--json"]  # a schema is JSON anyway
+    answer = hydistill(*words.split(), *as_json)
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.value
+
+
+def test_device_check_says_in_json_whether_this_machine_is_one(hydistill: Any) -> None:
+    answer = hydistill("devices", "check", "raspberry-pi-5", "--json")
+    assert answer.code == (0 if answer.value["matches"] else 1)
+
+
+def test_doctor_names_the_remedy_of_a_runtime_that_is_absent(
+    hydistill: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(importlib.sys.modules, "openvino", None)  # type: ignore[attr-defined]
+    rows = {row["target"]: row for row in hydistill("doctor", "--json").value["targets"]}
+    assert rows["openvino"]["can_run"] is False
+    assert "hydistill-edge[openvino]" in rows["openvino"]["remedy"]
+    assert "hydistill-edge[openvino]" in hydistill("doctor").out
+
+
+def test_doctor_answers_on_a_machine_that_no_profile_fits(
+    hydistill: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hydistill_edge.targets import profiles
+
+    board = profiles.HostFacts("riscv64", frozenset(), cores=4, memory_mib=4096)
+    monkeypatch.setattr(profiles, "read_host", lambda: board)
+
+    assert hydistill("doctor", "--json").value["device_profile"] is None
+    assert "no generic profile fits" in " ".join(hydistill("doctor").out.split())
+
+
+@pytest.mark.parametrize("outputs", [4, 7])
+def test_inspect_counts_the_classes_that_the_weights_were_trained_for(
+    outputs: int, tiny_inputs: Any, tmp_path: Path, hydistill: Any
+) -> None:
+    from hydistill_edge.models.zoo import create_network
+
+    network = create_network("resnet8", classes=outputs, channels=1, size=(8, 8), width=0.25)
+    save_file(network.state_dict(), tmp_path / "teacher.safetensors")
+
+    answer = hydistill(
+        "inspect", tmp_path / "teacher.safetensors", *SHAPE, "--channels", "1", "--json"
+    )
+
+    assert len(answer.value["classes"]) == outputs
+    assert answer.value["batch_norms"] > 0
+
+
+def test_inspect_counts_the_classes_of_a_factory_that_takes_no_count(
+    tmp_path: Path, hydistill: Any
+) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))\n"
+    )
+    save_file(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5)).state_dict(),
+              tmp_path / "teacher.safetensors")  # fmt: skip
+    network = ("--architecture", f"{tmp_path / 'net.py'}:build", "--size", 8, "--channels", 1)
+
+    answer = hydistill("inspect", tmp_path / "teacher.safetensors", *network, "--json")
+
+    assert len(answer.value["classes"]) == 5
+
+
+def test_init_names_the_build_after_the_file_whatever_it_is_called(
+    tiny_inputs: Any, tmp_path: Path, hydistill: Any
+) -> None:
+    for stem, name in (("möbel (1)", "m-bel-1"), ("123", "123"), ("()", "build")):
+        weights = tmp_path / f"{stem}.safetensors"
+        weights.write_bytes(tiny_inputs.teacher.read_bytes())
+        recipe = tmp_path / f"{stem}.yaml"
+        assert hydistill("init", weights, *SHAPE, "--channels", 1, "--out", recipe).code == 0
+        checked = hydistill("recipe", "check", recipe, "--json")
+        assert checked.value["recipe"]["name"] == name
+
+
+def test_class_names_in_brackets_are_printed_as_they_are(
+    hydistill: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = {
+        "name": "student [v2]",
+        "accuracy": 0.5,
+        "per_class": [{"class": "[/dent]", "n": 2, "accuracy": 0.5}],
+        "roc_auc": None,
+        "agreement_with_teacher": None,
+    }
+    evaluation = importlib.import_module("hydistill_edge.evaluation")
+    found = {"images": 2, "models": [model]}
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: found)
+
+    out = hydistill("evaluate", "run", "--data", "holdout").out
+
+    assert "[/dent]" in out
+    assert "student [v2]" in out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 3, "free some space"),
+        (PermissionError(errno.EACCES, "Permission denied", "/runs"), 2, "permissions"),
+        (ModuleNotFoundError("No module named 'nncf'", name="nncf"), 3, "hydistill-edge[build]"),
+        (RuntimeError("surprise"), 4, "a fault of ours"),
+    ],
+    ids=["full-disk", "not-allowed", "package-absent", "surprise"],
+)
+def test_error_that_nobody_foresaw_is_one_message_too(
+    error: Exception, code: int, said: str, refused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr("hydistill_edge.targets.profiles.list_profiles", fail)
+    refused("devices", "list", code=code, says=(said,))
+
+
+def test_debug_shows_the_traceback_and_the_message(hydistill: Any) -> None:
+    answer = hydistill("--debug", "devices", "show", "absent", "--json")
+    assert answer.code == 2
+    assert "Traceback (most recent call last)" in answer.err
+    assert json.loads(answer.out)["error"]["kind"] == "ProfileError"
+
+
+def test_interrupted_command_says_how_to_go_on(
+    hydistill: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hydistill_edge.targets.profiles.list_profiles", interrupt)
+    answer = hydistill("devices", "list")
+    assert (answer.code, answer.out) == (130, "")
+    assert "run the same command again" in answer.err
