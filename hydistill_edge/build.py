@@ -146,11 +146,19 @@ def require_builders(work: Work) -> None:
 def verify(path: Path, *, report: Report | None = None) -> dict[str, Any]:
     """Run the parity ladder of a finished run again; return its reports by artifact.
 
+    Summary and report tell the new verdicts afterwards.
+
     Raises:
         MissingFileError: the folder is no run directory, or has no artifacts yet.
     """
-    work = build(open_recipe(path), out=path, only="parity", fresh=True, report=report)
-    return read_artifacts(work.path, "parity.json")
+    repeat(open_recipe(path), path, "parity", report=report)
+    return read_artifacts(path, "parity.json")
+
+
+def repeat(recipe: Recipe, path: Path, stage: str, *, report: Report | None = None) -> None:
+    """Run one stage of a finished run again, and the report with what it found."""
+    build(recipe, out=path, only=stage, fresh=True, report=report)
+    build(recipe, out=path, only="report", report=report)
 
 
 def open_recipe(path: Path) -> Recipe:

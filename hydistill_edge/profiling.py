@@ -9,8 +9,7 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
-from hydistill_edge.build import build as run_build
-from hydistill_edge.build import open_recipe, read_artifacts
+from hydistill_edge.build import open_recipe, read_artifacts, repeat
 from hydistill_edge.bundle.pack import unpack
 from hydistill_edge.errors import UsageError
 from hydistill_edge.stages.latency import measure_runner
@@ -30,7 +29,8 @@ def profile(
 ) -> dict[str, Any]:
     """Measure a run's artifacts, or one bundle; return latency reports by artifact.
 
-    A run keeps the new numbers in its latency.json files; a bundle is only measured.
+    A run keeps the new numbers in its latency.json files, its summary and its report; a bundle is
+    only measured.
 
     Args:
         subject: a run directory or a .hydistill file.
@@ -51,7 +51,7 @@ def profile(
         recipe = open_recipe(subject)
         latency = recipe.latency.model_copy(update={"mode": mode})
         changed = recipe.model_copy(update={"latency": latency})
-        run_build(changed, out=subject, only="latency", fresh=True, report=report)
+        repeat(changed, subject, "latency", report=report)
         return read_artifacts(subject, "latency.json")
     return {subject.name: _profile_bundle(subject, device, mode)}
 

@@ -209,7 +209,9 @@ def test_evaluate_says_of_a_bundle_what_it_says_of_the_artifact(
     assert of_bundle["confusion"] == of_run["confusion"]
 
 
-def test_verify_climbs_the_ladder_again(run_copy: Path, hydistill: Any, contents: Contents) -> None:
+def test_verify_climbs_the_ladder_again(
+    quick: None, run_copy: Path, hydistill: Any, contents: Contents
+) -> None:
     before = contents(run_copy)
 
     answer = hydistill("verify", run_copy, "--json")
@@ -221,7 +223,9 @@ def test_verify_climbs_the_ladder_again(run_copy: Path, hydistill: Any, contents
     assert contents(run_copy).keys() == before.keys()
 
 
-def test_verify_ends_with_1_when_an_artifact_was_swapped(run_copy: Path, hydistill: Any) -> None:
+def test_verify_ends_with_1_when_an_artifact_was_swapped(
+    quick: None, run_copy: Path, hydistill: Any
+) -> None:
     import onnx
 
     path = run_copy / "targets" / ARTIFACT / "model.onnx"
@@ -236,6 +240,7 @@ def test_verify_ends_with_1_when_an_artifact_was_swapped(run_copy: Path, hydisti
     assert (answer.code, answer.value["passed"]) == (1, False)
     rungs = answer.value["artifacts"][ARTIFACT]["rungs"]
     assert "R4" in [rung["rung"] for rung in rungs if rung["passed"] is False]
+    assert json.loads((run_copy / "summary.json").read_text())["passed"] is False
 
 
 def test_build_ends_with_1_when_a_gate_says_no(
@@ -258,6 +263,15 @@ def test_profile_measures_a_run_and_a_bundle(quick: None, run_copy: Path, hydist
         assert answer.code == 0
         assert found["scopes"]["engine"]["p50_ms"] > 0
         assert found["advisory"] is True
+
+
+def test_profile_of_a_run_is_told_by_its_summary(
+    quick: None, run_copy: Path, hydistill: Any
+) -> None:
+    measured = hydistill("profile", run_copy, "--mode", "demo", "--json").value["artifacts"]
+
+    (row,) = json.loads((run_copy / "summary.json").read_text())["artifacts"]
+    assert row["latency"]["p50_ms"] == measured[ARTIFACT]["scopes"]["engine"]["p50_ms"]
 
 
 def test_bundle_for_a_profile_of_the_users_own_is_profiled_by_it(
