@@ -100,7 +100,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     ),
     "torchvision": ("models", "images"),
     "sklearn": ("demo", "metrics"),
-    "matplotlib": ("report.drawing", "report.figures"),
+    "matplotlib": ("report.calibration_figures", "report.drawing", "report.figures"),
     "jinja2": ("report.html", "bundle"),
     "typer": ("cli",),
     "rich": ("cli",),

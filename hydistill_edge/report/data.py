@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hydistill_edge.report.calibration_data import Calibration, CalibrationSet
 from hydistill_edge.report.pictures import Pictures
 
 
@@ -101,18 +102,6 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """calibration.json of one artifact."""
-
-    count: float | None
-    digest: str
-    per_class: Mapping[str, float | None]
-    source: str
-    scheme: Mapping[str, str]
-    reason: str
-
-
-@dataclass(frozen=True)
 class Artifact:
     """One artifact: its line of summary.json, joined with its evidence.
 
@@ -193,13 +182,18 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Run:
-    """A whole run directory."""
+    """A whole run directory.
+
+    Attributes:
+        calibration: the images chosen for all artifacts, None where no stage chose them.
+    """
 
     name: str
     passed: bool | None
     teacher: Model
     student: Model
     transfer: Transfer
+    calibration: CalibrationSet | None
     artifacts: tuple[Artifact, ...]
     evaluation_images: float | None
     scores: tuple[Score, ...]

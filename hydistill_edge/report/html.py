@@ -11,6 +11,8 @@ from markupsafe import Markup
 
 from hydistill_edge import __version__
 from hydistill_edge.report import figures, wording
+from hydistill_edge.report.calibration_data import CalibrationSet, Quality
+from hydistill_edge.report.calibration_figures import MAX_RANGES, range_comparison
 from hydistill_edge.report.data import Artifact, Run, Rung, Score
 from hydistill_edge.report.decision import decide, headline_latency
 from hydistill_edge.report.drawing import SERIES
@@ -20,6 +22,17 @@ REPORT = "report.html"
 RUNGS = ("R0", "R1", "R2", "R3", "R4", "R5", "R6", "R7")
 MAX_CONFUSED = 8  # rows of the table of confused pairs
 MAX_CLASS_COUNTS = 40  # classes that are listed one by one
+MAX_PICKS = 50  # calibration images whose reason is shown
+FEW_LAYERS = 12  # tables of so many layers stand open
+
+PART_NAMES = {
+    "signal": "signal on real images",
+    "bn_distance": "BatchNorm distance",
+    "coverage": "range covered",
+    "resolution": "resolution used",
+    "tail": "tails kept",
+    "balance": "class balance",
+}
 
 # Control characters that HTML forbids, in a class name for one, become the replacement character.
 _UNPRINTABLE = {
@@ -78,7 +91,12 @@ def render(run: Run) -> str:
             for place, score in enumerate(_compared(run))
         ],
         confused=[(score.name, confused_pairs(score)) for score in _compared(run)],
+        calibration_sets=calibration_sets(run),
+        part_names=PART_NAMES,
         max_class_counts=MAX_CLASS_COUNTS,
+        max_picks=MAX_PICKS,
+        max_ranges=MAX_RANGES,
+        few_layers=FEW_LAYERS,
         many_classes=max((len(score.confusion) for score in run.scores), default=0) > 12,
     )
     return page.translate(_UNPRINTABLE).encode("utf-8", "replace").decode("utf-8")
@@ -99,6 +117,21 @@ def collect_notes(run: Run) -> tuple[Note, ...]:
         shown = f"images of {len(run.pictures.strips)} of {run.pictures.classes} classes are shown"
         found.append(Note("images", shown))
     return tuple(dict.fromkeys(found))
+
+
+def calibration_sets(run: Run) -> list[tuple[CalibrationSet, list[str]]]:
+    """Return every set of calibration images once, each with the titles of who uses it."""
+    found = [(run.calibration, list[str]())] if run.calibration else []
+    for artifact in run.artifacts:
+        if artifact.calibration is None:
+            continue
+        images = artifact.calibration.images
+        users = next((users for known, users in found if known == images), None)
+        if users is None:
+            found.append((images, [artifact.title]))
+        else:
+            users.append(artifact.title)
+    return found
 
 
 def confused_pairs(score: Score) -> list[tuple[str, str, float]]:
@@ -162,6 +195,10 @@ def _rung_answers(artifact: Artifact, name: str) -> list[Rung]:
     return [rung for rung in artifact.parity.rungs if rung.rung == name] if artifact.parity else []
 
 
+def _range_comparison(quality: Quality, slug: str) -> Markup:
+    return Markup(range_comparison(quality, slug))
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("hydistill_edge.report"),
@@ -172,9 +209,12 @@ def _environment() -> Environment:
     )
     filters: dict[str, Any] = {
         "amount": wording.amount,
+        "bits": wording.bits,
         "count": wording.count,
         "in_unit": wording.in_unit,
+        "interval": wording.interval,
         "limit": wording.limit,
+        "listing": wording.listing,
         "ms": wording.milliseconds,
         "percent": wording.percent,
         "points": wording.points,
@@ -187,6 +227,7 @@ def _environment() -> Environment:
     environment.globals.update(
         headline_latency=headline_latency,
         parity_noise=lambda artifact: Markup(figures.parity_noise(artifact)),
+        range_comparison=_range_comparison,
         latency_distribution=lambda artifact: Markup(figures.latency_distribution(artifact)),
         rung_answers=_rung_answers,
     )

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hydistill_edge.errors import MissingFileError, RunDirectoryError
+from hydistill_edge.report.calibration_reading import read_calibration, read_set
 from hydistill_edge.report.data import (
     Artifact,
-    Calibration,
     Gate,
     Latency,
     Model,
@@ -38,6 +38,7 @@ from hydistill_edge.report.values import (
     number,
     numbers,
     objects,
+    plain_numbers,
     text,
 )
 
@@ -87,6 +88,7 @@ def read_run(path: Path) -> Run:
     evaluation = folder.object("evaluation.json")
     history = folder.json("student", "history.json")
     environment = folder.object("environment.json")
+    choice = folder.object("calibration", "choice.json")
     artifacts = _artifacts(folder, summary)
     pictures = read_pictures(path, _class_names(teacher_file, manifest))
     if not folder.found:
@@ -100,11 +102,12 @@ def read_run(path: Path) -> Run:
         teacher=_model(mapping(summary, "teacher"), teacher_file),
         student=_model(mapping(summary, "student"), folder.object("student", "student.json")),
         transfer=_transfer(mapping(summary, "transfer"), manifest),
+        calibration=read_set(choice) if choice else None,
         artifacts=artifacts,
         evaluation_images=number(evaluation, "images"),
         scores=tuple(_score(entry) for entry in objects(evaluation, "models")),
-        history=tuple(_plain_numbers(entry) for entry in objects({"steps": history}, "steps")),
-        wall_s=_plain_numbers(mapping(summary, "wall_s")),
+        history=tuple(plain_numbers(entry) for entry in objects({"steps": history}, "steps")),
+        wall_s=plain_numbers(mapping(summary, "wall_s")),
         environment=flat({k: v for k, v in environment.items() if k != "schema_version"}),
         recipe=_recipe(path / "recipe.yaml"),
         pictures=pictures,
@@ -148,7 +151,7 @@ def _artifact(folder: _Folder, key: str, line: Json) -> Artifact:
         gates=tuple(gate for gate in _gates(line) if gate not in _gates(latency)),
         parity=_parity(parity) if parity else None,
         latency=_latency(latency) if latency else None,
-        calibration=_calibration(calibration) if calibration else None,
+        calibration=read_calibration(calibration) if calibration else None,
         notes=notes(line),
     )
 
@@ -182,7 +185,7 @@ def _parity(source: Json) -> Parity:
                 n=number(entry, "n"),
                 passed=flag(entry, "passed"),
                 gates=_gates(entry),
-                metrics=_plain_numbers(mapping(entry, "metrics")),
+                metrics=plain_numbers(mapping(entry, "metrics")),
                 worst=tuple(
                     WorstSample(
                         id=text(sample, "id"),
@@ -210,7 +213,7 @@ def _latency(source: Json) -> Latency:
         measured_on=text(source, "measured_on"),
         verdict=text(source, "verdict"),
         verdict_why=text(source, "verdict_why"),
-        cold=_plain_numbers(mapping(source, "cold")),
+        cold=plain_numbers(mapping(source, "cold")),
         scopes=tuple(
             _scope(name, entry, mapping(histograms, name))
             for name, entry in scopes.items()
@@ -240,17 +243,6 @@ def _scope(name: str, source: Json, histogram: Json) -> Scope:
     )
 
 
-def _calibration(source: Json) -> Calibration:
-    return Calibration(
-        count=number(source, "count"),
-        digest=text(source, "digest"),
-        per_class=_plain_numbers(mapping(source, "per_class")),
-        source=text(source, "source"),
-        scheme=flat(mapping(source, "scheme")),
-        reason=text(source, "reason") or text(mapping(source, "scheme"), "reason"),
-    )
-
-
 def _model(line: Json, details: Json) -> Model:
     return Model(
         arch=text(line, "arch") or text(details, "arch"),
@@ -274,7 +266,7 @@ def _transfer(line: Json, manifest: Json) -> Transfer:
         bytes=_first(line, {"bytes": total.get("total")}, "bytes"),
         method=text(manifest, "method"),
         digest=text(manifest, "digest"),
-        per_class=_plain_numbers(mapping(manifest, "per_class")),
+        per_class=plain_numbers(mapping(manifest, "per_class")),
         seeds=flat(mapping(manifest, "seeds")),
         notes=notes(line),
     )
@@ -307,18 +299,9 @@ def _first(line: Json, details: Json, key: str) -> float | None:
     return number(details, key) if found is None else found
 
 
-def _plain_numbers(source: Json) -> dict[str, float | None]:
-    """Return an object's numbers and nulls; what is neither is left out."""
-    return {
-        str(key): number(source, key)
-        for key, value in source.items()
-        if value is None or number(source, key) is not None
-    }
-
-
 def _milliseconds(source: Json) -> dict[str, float | None]:
     """Return `p50_ms` and its like by their names without the unit."""
-    found = _plain_numbers(source)
+    found = plain_numbers(source)
     return {key.removesuffix("_ms"): value for key, value in found.items() if key.endswith("_ms")}
 
 

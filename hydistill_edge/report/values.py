@@ -45,6 +45,15 @@ def numbers(source: Json, key: str) -> tuple[float, ...]:
     return tuple(found) if whole else ()
 
 
+def plain_numbers(source: Json) -> dict[str, float | None]:
+    """Return an object's numbers and nulls; what is neither is left out."""
+    return {
+        str(key): number(source, key)
+        for key, value in source.items()
+        if value is None or number(source, key) is not None
+    }
+
+
 def text(source: Json, key: str) -> str:
     """Return the value under a key as text; empty where there is none or it is no plain value."""
     value = source.get(key)

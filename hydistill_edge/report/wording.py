@@ -94,6 +94,18 @@ def in_unit(value: float | None, unit: str) -> str:
     return f"{significant(value)}{THIN}{unit}".rstrip(THIN)
 
 
+def bits(value: float | None) -> str:
+    """Return a number of bits with one decimal: 0.4 bits."""
+    return NONE if value is None else f"{_signed(f'{value:.1f}')}{THIN}bits"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Return the two ends of a range: "0.2 to 7.05"."""
+    if low is None or high is None:
+        return NONE
+    return f"{significant(low)} to {significant(high)}"
+
+
 def limit(value: float | None, unit: str, direction: str) -> str:
     """Return a gate's limit with the direction in which it holds: "at least 20 dB"."""
     if value is None:
