@@ -33,6 +33,43 @@ def test_stage_runs_again_when_an_output_is_torn(tmp_path: Path) -> None:
         assert run.folder_stage("student", "inputs", "student", _write)
 
 
+def test_stage_runs_again_when_one_byte_of_an_output_was_altered(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path / "run") as run:
+        run.folder_stage("student", "inputs", "student", _write)
+        (run.path / "student" / "result.txt").write_text("whale")
+        assert run.folder_stage("student", "inputs", "student", _write)
+
+
+def test_forgotten_stage_begins_anew_without_what_a_killed_run_left(tmp_path: Path) -> None:
+    def fail(folder: Path) -> NoReturn:
+        (folder / "checkpoint").write_text("step 7")
+        raise KeyboardInterrupt
+
+    seen: list[bool] = []
+    with RunDirectory(tmp_path / "run") as run:
+        with pytest.raises(KeyboardInterrupt):
+            run.folder_stage("student", "a", "student", fail)
+        run.forget("student")
+        run.folder_stage(
+            "student", "a", "student", lambda out: seen.append((out / "checkpoint").exists())
+        )
+    assert seen == [False]
+
+
+def test_full_disk_while_recording_leaves_the_earlier_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with RunDirectory(tmp_path / "run") as run:
+        run.folder_stage("student", "inputs-1", "student", _write)
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(NoSpaceError):
+            run.folder_stage("student", "inputs-2", "student", _write)
+        assert run.is_current("student", "inputs-1")
+
+
 def test_failed_stage_leaves_the_earlier_result(tmp_path: Path) -> None:
     def fail(folder: Path) -> NoReturn:
         _write(folder)
@@ -103,6 +140,20 @@ def test_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("important")
     with pytest.raises(RunDirectoryError, match="no run directory of ours"), RunDirectory(tmp_path):
         pass
+
+
+def test_folder_of_somebody_else_with_stages_is_refused_and_untouched(tmp_path: Path) -> None:
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "chapter.partial").write_text("important")
+    with pytest.raises(RunDirectoryError, match="no run directory of ours"), RunDirectory(tmp_path):
+        pass
+    assert (tmp_path / "chapter.partial").exists()
+
+
+def test_folder_of_a_build_that_died_in_its_first_moment_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "run.lock").touch()
+    with RunDirectory(tmp_path) as run:
+        assert run.is_run(tmp_path)
 
 
 def test_torn_record_counts_as_no_record(tmp_path: Path) -> None:
