@@ -38,7 +38,7 @@ class InversionSettings:
         total_variation: weight of the smoothness prior, of pixels in normalized units.
         l2: weight of the distance to the mean color, in normalized units.
         jitter: largest circular shift in pixels, drawn per iteration; None for a sixteenth of the
-            shorter side.
+            shorter side. Falls to 0 over the first three fifths of the iterations.
         flip: mirror the batch in half of the iterations. Wrong where left and right differ in
             meaning, as in digits and text.
         coarse: share of the iterations at lower resolution (half; from 192 px a quarter first),
@@ -61,7 +61,7 @@ class InversionSettings:
     learning_rate: float = 0.3
     bn: float = 100.0
     layer_weights: Mapping[str, float] = field(default_factory=dict)
-    class_prior: float = 1.0
+    class_prior: float = 10.0
     confidence: tuple[float, float] = (0.9, 0.999)
     boundary: float = 0.0
     output: float | None = None
