@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import unicodedata
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -33,12 +34,18 @@ from hydistill_edge.targets.base import Precision, TargetName
 from hydistill_edge.yaml_lines import KeyPath, line_of, parse
 
 METHODS = {"kd": "hydistill_edge.methods.kd:KDSettings"}
-"""Method name -> its settings dataclass, imported when a recipe asks for it."""
+"""Method name -> its settings dataclass, imported when a recipe asks for it.
+
+The same module holds the method's `distill`, which takes what that of `methods.kd` takes.
+"""
 
 MethodName = Literal["kd", "none"]
 
 _INVERSION = "hydistill_edge.synthesis.inversion:InversionSettings"
 _SOURCE = "hydistill_edge.images.sources:SourceSpec"
+
+_NOT_IN_A_NAME = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories: control characters, halves of surrogate pairs, line and paragraph ends."""
 
 
 def _settings_type(where: str) -> type[Any]:
@@ -74,6 +81,21 @@ def _fraction(value: float) -> float:
     return value
 
 
+def _class_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    # A name is one line of labels.txt, one row of a table and one JSON value.
+    for place, name in enumerate(names):
+        if not name.strip():
+            raise ValueError(f"name {place} is {name!r}; expected a name with a visible character")
+        if any(unicodedata.category(sign) in _NOT_IN_A_NAME for sign in name):
+            raise ValueError(
+                f"name {place} is {name!r}; expected one line without control characters: "
+                "remove them"
+            )
+    _refuse_duplicates("classes", names)
+    return names
+
+
+ClassNames = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_class_names)]
 Fraction = Annotated[float, AfterValidator(_fraction)]
 Inversion = Annotated[Any, PlainValidator(lambda value: _as(_INVERSION, value))]
 Source = Annotated[Any, PlainValidator(lambda value: _as(_SOURCE, value))]
@@ -124,12 +146,11 @@ class Teacher(Section):
     options: dict[str, Any] = Field(
         default_factory=dict, description="Keyword arguments of the architecture's factory."
     )
-    classes: tuple[str, ...] = Field(min_length=2, description="Class names, in output order.")
+    classes: ClassNames = Field(description="Class names, in output order.")
     input: Input = Field(description="What it was trained with.")
 
     @model_validator(mode="after")
     def _check(self) -> Teacher:
-        _refuse_duplicates("classes", self.classes)
         is_onnx = self.weights.endswith(".onnx")
         if is_onnx and self.architecture is not None:
             raise ValueError("an .onnx file carries its architecture: remove teacher.architecture")
@@ -183,9 +204,7 @@ class Student(Section):
         description="Only with weights: fold mean and std into the first convolution. Faster at "
         "int8, but not exact at the image border; the error is measured and stated.",
     )
-    classes: tuple[str, ...] | None = Field(
-        default=None, description="Only where there is no teacher."
-    )
+    classes: ClassNames | None = Field(default=None, description="Only where there is no teacher.")
 
 
 class Target(Section):
@@ -621,11 +640,13 @@ def _reason(item: Any, path: KeyPath) -> str:
 def _known_keys(path: KeyPath) -> list[str]:
     """Return the keys that may stand at a place of the recipe."""
     node: Any = Recipe
-    settings = {"training": METHODS["kd"], "inversion": _INVERSION, "real": _SOURCE}
-    settings["evaluation"] = _SOURCE
+    settings = {"inversion": _INVERSION, "real": _SOURCE, "evaluation": _SOURCE}
     for part in path:
         if isinstance(part, int):
             continue
+        if part == "training":  # an unknown key of any method is worth a hint
+            kinds = [_settings_type(where) for where in METHODS.values()]
+            return sorted({field.name for kind in kinds for field in dataclasses.fields(kind)})
         if part in settings:
             node = _settings_type(settings[str(part)])
             continue
