@@ -161,6 +161,10 @@ class TransferSet:
                 raise self._altered(shard, str(error)) from error
         return PackedStrings.join(parts)
 
+    def release(self) -> None:
+        """Close the maps: pages that were read no longer count as this process's memory."""
+        self._maps = [None] * len(self._shards)
+
     def verify(self) -> None:
         """Read everything and compare each shard's sha256.
 

@@ -1,0 +1,73 @@
+"""Pools of images that are scored batch by batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hydistill_edge.images import pool as pools
+from hydistill_edge.images.pool import SourcePool, TransferPool
+from hydistill_edge.images.selection import score_pool
+from hydistill_edge.images.sources import SourceSpec
+from hydistill_edge.images.transfer_set import TransferSet, TransferSetWriter
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3)).astype(np.uint8)
+LOGITS = np.random.default_rng(1).normal(size=(20, 2)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def transfer(tmp_path_factory: pytest.TempPathFactory) -> TransferSet:
+    folder = tmp_path_factory.mktemp("sets") / "transfer"
+    with TransferSetWriter(
+        folder, size=(4, 4), channels=3, classes=("a", "b"), teacher_digest="0" * 64,
+        shard_bytes=500,
+    ) as writer:  # fmt: skip
+        writer.add(IMAGES, LOGITS, origin="web", ids=[f"web:{n}" for n in range(20)])
+    return TransferSet.open(folder)
+
+
+def brightness(images: Tensor) -> Tensor:
+    level = images.float().mean((1, 2, 3)) / 255
+    return torch.stack([-level, level], dim=1)
+
+
+def test_transfer_pool_gives_pixels_and_stored_logits_of_its_rows(transfer: TransferSet) -> None:
+    pool = TransferPool(transfer, rows=np.array([3, 1, 17]), batch=2)
+    first, second = pool
+    assert first.rows.tolist() == [3, 1]
+    np.testing.assert_array_equal(first.images.numpy(), IMAGES[[3, 1]].transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(second.teacher_logits.numpy(), LOGITS[[17]])
+    assert pool.ids(np.array([17])) == ["web:17"]
+
+
+def test_transfer_pool_closes_its_maps_on_the_way(
+    transfer: TransferSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = score_pool(TransferPool(transfer), student=brightness, share=0.5, classes=2)
+    monkeypatch.setattr(pools, "MAPPED_BYTES", 1)
+    held = [
+        sum(known is not None for known in transfer._maps) for _ in TransferPool(transfer, batch=5)
+    ]
+    released = score_pool(TransferPool(transfer, batch=5), student=brightness, share=0.5, classes=2)
+    assert held == [0, 0, 0, 0]
+    np.testing.assert_allclose(released.confidences, whole.confidences, rtol=1e-6)
+
+
+def test_source_pool_skips_corrupt_images_and_keeps_ids_right(tmp_path: Path) -> None:
+    for number in range(5):
+        Image.fromarray(IMAGES[number]).save(tmp_path / f"{number}.png")
+    (tmp_path / "2.png").write_bytes(b"no image")
+    spec = SourceSpec("folder", tmp_path, name="web", origin="web", on_corrupt="skip")
+
+    pool = SourcePool(spec, brightness, size=(4, 4), channels=3, batch=2)
+    scores = score_pool(pool, student=None, share=1.0, classes=2)
+
+    assert pool.ids(scores.rows) == [f"web:{n}.png" for n in (0, 1, 3, 4)]
+    assert [skipped.id for skipped in pool.skipped] == ["web:2.png"]
+    expected = torch.from_numpy(IMAGES[[0, 1, 3, 4]]).permute(0, 3, 1, 2)
+    np.testing.assert_array_equal(scores.classes, brightness(expected).argmax(1).numpy())
