@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hydistill_edge.recipe import Recipe
+from hydistill_edge.recipe import METHODS, Recipe
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipe.md"
 BEGIN = "<!-- Written by tools/recipe_reference.py from the program, from here on. -->"
@@ -34,12 +34,14 @@ def keys(schema: Schema) -> Iterator[str]:
 def sections(
     schema: Schema, section: Schema | None = None, path: str = ""
 ) -> Iterator[tuple[str, Schema]]:
-    """Yield every section with its path, each before those inside it."""
+    """Yield every section with its path, each before those inside it.
+
+    Where one of several sections may stand, as the settings of a method, all come, one by one.
+    """
     section = schema if section is None else section
     yield path, section
     for name, entry in section["properties"].items():
-        inner, many = _inner(schema, entry)
-        if inner is not None:
+        for inner, many in _inners(schema, entry):
             yield from sections(schema, inner, f"{path}.{name}{'[]' if many else ''}".lstrip("."))
 
 
@@ -56,15 +58,23 @@ def tables(schema: Schema) -> str:
     """Return one heading and table per section; sections of the same kind share one."""
     lines: list[str] = []
     first: dict[str, str] = {}
+    methods = {where.rpartition(":")[2]: name for name, where in METHODS.items()}
+    inherited: dict[str, str] = {}
     for path, section in sections(schema):
         title = path or "Top level"
-        lines += [f"### {title}", "", _about(section), ""]
         kind = str(section["title"])
+        if path == "training":
+            title += f", method {methods[kind]}"
+        elif first.get(kind) == title:  # the same part of another method's settings
+            continue
+        lines += [f"### {title}", "", _about(section), ""]
         if kind in first:
             lines += [f"The keys are those of [{first[kind]}](#{_anchor(first[kind])}).", ""]
             continue
         first[kind] = title
         meanings = _attributes(section.get("description", ""))
+        if path == "training":  # methods share most keys; those of kd, the first, explain them
+            meanings = inherited = {**inherited, **meanings}
         lines += ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
         lines += [
             _row(schema, name, entry, name in section.get("required", ()), meanings)
@@ -77,7 +87,7 @@ def tables(schema: Schema) -> str:
 def _row(
     schema: Schema, name: str, entry: Schema, required: bool, meanings: Mapping[str, str]
 ) -> str:
-    inner, _ = _inner(schema, entry)
+    inner = next((found for found, _ in _inners(schema, entry)), None)
     meaning = entry.get("description") or meanings.get(name) or (_about(inner) if inner else "")
     assert meaning, f"recipe key {name} has no description; give its field one"
     filled = inner is not None and isinstance(entry.get("default", {}), dict)
@@ -119,14 +129,13 @@ def _shown(entry: Schema) -> str:
     return f"`{json.dumps(entry.get('default'))}`" if "default" in entry else "empty"
 
 
-def _inner(schema: Schema, entry: Schema) -> tuple[Schema | None, bool]:
-    """Return the section that stands under a key, if one does, and whether it is a list of them."""
+def _inners(schema: Schema, entry: Schema) -> Iterator[tuple[Schema, bool]]:
+    """Yield the sections that may stand under a key, and whether it is a list of them."""
     for option in (entry, *entry.get("anyOf", ())):
         many = option.get("type") == "array"
         found = (option.get("items") or {}) if many else option
         if "$ref" in found:
-            return schema["$defs"][found["$ref"].rpartition("/")[2]], many
-    return None, False
+            yield schema["$defs"][found["$ref"].rpartition("/")[2]], many
 
 
 def _about(section: Schema) -> str:

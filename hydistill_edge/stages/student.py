@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydistill_edge.recipe import METHODS
 from hydistill_edge.run_directory import clear, write_json
 from hydistill_edge.stages.teacher import network_state
 from hydistill_edge.stages.work import Work
 
 if TYPE_CHECKING:
+    from hydistill_edge.methods.kd import Distilled
     from hydistill_edge.models.student import Student
 
 CHECKPOINTS = "checkpoints"
@@ -49,7 +52,6 @@ def _make(work: Work, folder: Path) -> None:
 
 
 def _distill(work: Work, folder: Path) -> tuple[Student, dict[str, Any], list[dict[str, Any]]]:
-    from hydistill_edge.methods.kd import distill
     from hydistill_edge.models.student import Student
 
     recipe = work.recipe
@@ -68,7 +70,7 @@ def _distill(work: Work, folder: Path) -> tuple[Student, dict[str, Any], list[di
 
     checkpoints = folder / CHECKPOINTS
     checkpoints.mkdir(exist_ok=True)
-    result = distill(
+    result = _method(recipe.method)(
         work.teacher,
         student,
         work.transfer,
@@ -86,6 +88,12 @@ def _distill(work: Work, folder: Path) -> tuple[Student, dict[str, Any], list[di
     }
     write_json(folder / "holdout.json", {"rows": result.holdout_rows.tolist()})
     return result.student.cpu(), facts, result.history
+
+
+def _method(name: str) -> Callable[..., Distilled]:
+    """Return the `distill` of a method: it stands in the module of the method's settings."""
+    distill: Callable[..., Distilled] = import_module(METHODS[name].partition(":")[0]).distill
+    return distill
 
 
 def _adopt(work: Work) -> Student:
