@@ -263,7 +263,8 @@ def score_pool(
             f"{order[~np.isfinite(columns[0])][0]}; look for NaN in the teacher's logits and in "
             "the student's weights"
         )
-    return Scores(order, *columns, share=share, class_count=classes)
+    best_of, place_of, distance = columns
+    return Scores(order, best_of, place_of, distance, share, classes)
 
 
 def _in_order(rows: Sequence[Rows], *columns: Sequence[NDArray[Any]]) -> tuple[Rows, list[Any]]:

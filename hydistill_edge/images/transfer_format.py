@@ -41,12 +41,13 @@ def shard_name(index: int) -> str:
 def shard_layout(
     count: int, *, size: tuple[int, int], channels: int, classes: int, logits_dtype: str
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return dtype and shape of every tensor of a shard, except the bytes of its ids.
+    """Return dtype and shape of every tensor of a shard, except packed strings' bytes.
 
     Tensors: `images` (n, H, W, C) pixels; `logits` (n, classes) of the teacher; `pseudo_labels`
     their argmax; `confidences` the softmax at it; `labels` the true ones, -1 where unknown;
     `origins` and `licences` places in `ORIGINS` and in the manifest's list; `may_ship` 0 or 1;
-    `hashes` sha256 of the pixels; `id_offsets` and `id_bytes` the packed source ids.
+    `hashes` sha256 of the pixels; `id_offsets` and `id_bytes` the packed source ids. A shard in
+    which any image has a source address also has `address_offsets` and `address_bytes`.
     """
     return {
         "images": ("uint8", (count, *size, channels)),

@@ -161,6 +161,21 @@ class TransferSet:
                 raise self._altered(shard, str(error)) from error
         return PackedStrings.join(parts)
 
+    @cached_property
+    def addresses(self) -> PackedStrings:
+        """Where every image was found, N strings with `take(indices)`; empty where unknown."""
+        parts = []
+        for index, shard in enumerate(self._shards):
+            tensors = self._shard(index)
+            if "address_offsets" not in tensors:
+                parts.append(PackedStrings.pack([""] * shard["count"]))
+                continue
+            try:
+                parts.append(PackedStrings(tensors["address_offsets"], tensors["address_bytes"]))
+            except ValueError as error:
+                raise self._altered(shard, str(error)) from error
+        return PackedStrings.join(parts)
+
     def release(self) -> None:
         """Close the maps: pages that were read no longer count as this process's memory."""
         self._maps = [None] * len(self._shards)
@@ -284,6 +299,7 @@ class TransferSet:
             raise self._altered(shard, f"it cannot be read ({error.strerror})") from error
         found = {name: (tensor.dtype.name, tensor.shape) for name, tensor in tensors.items()}
         ids = found.pop("id_bytes", None)
+        addresses = (found.pop("address_offsets", None), found.pop("address_bytes", None))
         expected = shard_layout(
             shard["count"],
             size=self.size,
@@ -291,7 +307,12 @@ class TransferSet:
             classes=len(self.classes),
             logits_dtype=self.manifest["logits_dtype"],
         )
-        if found != expected or ids is None or ids[0] != "uint8":
+        strange = addresses != (None, None) and (
+            addresses[0] != ("int64", (shard["count"] + 1,))
+            or addresses[1] is None
+            or addresses[1][0] != "uint8"
+        )
+        if found != expected or ids is None or ids[0] != "uint8" or strange:
             raise self._altered(shard, "its tensors are not the ones that the manifest describes")
         return tensors
 

@@ -142,6 +142,7 @@ class TransferSetWriter:
         labels: ArrayLike | None = None,
         licence: str | Sequence[str] = "",
         may_ship: bool | Sequence[bool] = False,
+        addresses: Sequence[str] | None = None,
     ) -> int:
         """Take images in; an image whose pixels are here already is dropped and counted.
 
@@ -153,6 +154,7 @@ class TransferSetWriter:
             labels: shape (N,) true class places, -1 where unknown; None means all unknown.
             licence: a note for all, or one per image.
             may_ship: whether they may leave the run directory, for all or one per image.
+            addresses: where each image was found, such as a web address; None where unknown.
 
         Returns:
             How many were kept.
@@ -166,6 +168,7 @@ class TransferSetWriter:
         if self._closed:
             raise TransferSetError(f"{self.folder}: the writer is closed; nothing can be added")
         columns = self._columns(images, logits, origin, ids, labels, licence, may_ship)
+        columns["addresses"] = _addresses(addresses, len(ids))
         kept = self._unseen(columns["hashes"])
         self.duplicates += len(ids) - len(kept)
         if len(kept) < len(ids):
@@ -330,7 +333,10 @@ class TransferSetWriter:
         """Write the first `rows` pending images as one shard."""
         taken = self._pop_pending(rows)
         ids = PackedStrings.pack(taken.pop("ids"))
+        addresses = PackedStrings.pack(taken.pop("addresses"))
         tensors = {**taken, "id_offsets": ids.offsets, "id_bytes": ids.data}
+        if len(addresses.data):
+            tensors |= {"address_offsets": addresses.offsets, "address_bytes": addresses.data}
         name = shard_name(len(self._shards))
         with self._cleaning_up():
             written = write_safetensors(self._partial / name, tensors)
@@ -437,6 +443,12 @@ def _check_arguments(
         problems.append(f"logits_dtype {logits_dtype!r}; expected float32 or float16")
     if problems:
         raise TransferSetError("cannot make a transfer set: " + "; ".join(problems))
+
+
+def _addresses(addresses: Sequence[str] | None, count: int) -> list[str]:
+    if addresses is not None and len(addresses) != count:
+        raise ShapeError(f"{len(addresses)} source addresses for {count} images")
+    return [""] * count if addresses is None else list(addresses)
 
 
 def _plain(described: dict[str, Any]) -> dict[str, Any]:

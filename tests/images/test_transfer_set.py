@@ -461,3 +461,29 @@ def test_first_batch_is_quick_and_small_when_there_are_100_000_images(tmp_path: 
     assert seconds < 1
     assert own_mib < 64
     print(f"first batch after {seconds * 1e3:.0f} ms, {own_mib:.0f} MiB of memory")
+
+
+def test_addresses_are_kept_and_empty_where_none_was_given(tmp_path: Path) -> None:
+    images = np.arange(4 * 16, dtype=np.uint8).reshape(4, 4, 4, 1)
+    with TransferSetWriter(
+        tmp_path / "set", size=(4, 4), channels=1, classes=("a", "b"), teacher_digest="0" * 64,
+        shard_bytes=100,
+    ) as writer:  # fmt: skip
+        writer.add(images[:2], np.zeros((2, 2)), origin="real", ids=["a", "b"])
+        writer.add(
+            images[2:], np.zeros((2, 2)), origin="web", ids=["c", "d"], addresses=["", "https://x"]
+        )
+    transfer = TransferSet.open(tmp_path / "set")
+    assert list(transfer.addresses) == ["", "", "", "https://x"]
+
+
+def test_set_stays_readable_after_its_maps_were_closed(tmp_path: Path) -> None:
+    images = np.arange(2 * 16, dtype=np.uint8).reshape(2, 4, 4, 1)
+    with TransferSetWriter(
+        tmp_path / "set", size=(4, 4), channels=1, classes=("a", "b"), teacher_digest="0" * 64
+    ) as writer:
+        writer.add(images, np.zeros((2, 2)), origin="real", ids=["a", "b"])
+    transfer = TransferSet.open(tmp_path / "set")
+    first = transfer.images([0])
+    transfer.release()
+    np.testing.assert_array_equal(transfer.images([0]), first)
