@@ -1,7 +1,8 @@
 """From the name of an architecture to an untrained network.
 
 `zoo:resnet18`, `torchvision:regnet_y_400mf`, or `path/my_net.py:build`, a factory function in the
-user's own file.
+user's own file. `projected:` in front of any of them is that network with a projector and its
+teacher's classifier in place of its own last layers; `models.projected` makes these.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from hydistill_edge.errors import HydistillError, MissingFileError, TeacherError, UsageError
+from hydistill_edge.models.projector import build_projected
 from hydistill_edge.models.zoo import create_network
 
 FORMS = '"zoo:NAME", "torchvision:NAME" or "my_net.py:FACTORY"'
@@ -56,6 +58,17 @@ def build_network(
         )
     if kind == "torchvision":
         return _build_torchvision(name, {"num_classes": classes, **arguments})
+    if kind == "projected":
+        inner = arguments.pop("backbone", None)
+        backbone = build_network(
+            name, classes=classes, channels=channels, size=size, options=inner, base=base
+        )
+        return _call(
+            architecture,
+            lambda: build_projected(
+                backbone, arguments, classes=classes, channels=channels, size=size
+            ),
+        )
     file, separator, factory = architecture.rpartition(":")
     if not separator or not file.endswith(".py") or not factory.isidentifier():
         raise UsageError(f'architecture "{architecture}" has no known form: expected {FORMS}')
