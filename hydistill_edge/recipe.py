@@ -393,6 +393,7 @@ class Recipe(Section):
         named += [name.rpartition(":")[0] for name in code if ".py:" in name]
         sources = [*self.images.real, *([self.evaluation] if self.evaluation else [])]
         named += [s.path for s in sources if s.path and s.kind not in ("torchvision", "shards")]
+        named += [file for s in sources for file in (s.provenance, s.exclude)]
         return [Path(name) for name in named if name]
 
     def to_yaml(self) -> str:
@@ -559,7 +560,14 @@ def _with_base(value: dict[str, Any], base: Path) -> dict[str, Any]:
     def absolute(section: Any, key: str) -> Any:
         if not isinstance(section, Mapping) or not isinstance(section.get(key), str):
             return section
+        if not section[key]:
+            return section
         return {**section, key: str(base / section[key])}
+
+    def source(section: Any) -> Any:
+        for key in ("path", "provenance", "exclude"):
+            section = absolute(section, key)
+        return section
 
     for name in ("teacher", "student"):
         section = absolute(value.get(name), "weights")
@@ -568,10 +576,10 @@ def _with_base(value: dict[str, Any], base: Path) -> dict[str, Any]:
         if name in value:
             value[name] = section
     if isinstance(value.get("images"), Mapping) and isinstance(value["images"].get("real"), list):
-        real = [absolute(source, "path") for source in value["images"]["real"]]
+        real = [source(section) for section in value["images"]["real"]]
         value["images"] = {**value["images"], "real": real}
     if "evaluation" in value:
-        value["evaluation"] = absolute(value["evaluation"], "path")
+        value["evaluation"] = source(value["evaluation"])
     if isinstance(value.get("targets"), list):
         value["targets"] = [
             absolute(entry, "device")

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from hydistill_edge.images.sources import LoadedImages, SourceSpec
-from hydistill_edge.stages.images import MAX_REFERENCE, MIN_REFERENCE, reference_images
+from hydistill_edge.stages.images import (
+    MAX_REFERENCE,
+    MIN_REFERENCE,
+    reference_images,
+    state,
+)
 
 
 def loaded(count: int, origin: str = "real", value: int = 0) -> LoadedImages:
@@ -37,3 +42,14 @@ def test_reference_is_from_all_over_the_real_sources() -> None:
     assert found is not None
     assert found.shape == (MAX_REFERENCE, 4, 4, 1)
     assert np.bincount(found[:, 0, 0, 0]).tolist() == pytest.approx([0, 192, 64], abs=2)
+
+
+def test_state_of_a_source_changes_with_its_exclusion_list(tmp_path: Path) -> None:
+    barred = tmp_path / "barred.txt"
+    spec = SourceSpec("folder", tmp_path / "photos", exclude=barred)
+    (tmp_path / "photos").mkdir()
+    barred.write_text("")
+    before = state(spec)
+    barred.write_text("photos:1.png\n")
+    assert state(spec) != before
+    assert state(SourceSpec("folder", tmp_path / "photos")) == before[0]

@@ -107,6 +107,15 @@ def test_paths_start_at_the_recipes_folder(tmp_path: Path) -> None:
     assert recipe.teacher.weights == str(tmp_path / "teacher.safetensors")
 
 
+def test_lists_beside_a_source_start_at_the_recipes_folder_too(tmp_path: Path) -> None:
+    text = f"{GOOD}images: {{real: [{{kind: folder, path: web, exclude: barred.txt}}]}}\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(MissingFileError, match=r"web.*barred\.txt"):
+        Recipe.load(tmp_path / "recipe.yaml")
+    source = Recipe.parse(text, base=tmp_path).images.real[0]
+    assert (source.provenance, source.exclude) == ("", str(tmp_path / "barred.txt"))
+
+
 def test_missing_and_binary_recipe_files_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="hydistill init"):
         Recipe.load(tmp_path / "absent.yaml")

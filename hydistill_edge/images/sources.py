@@ -22,6 +22,12 @@ from numpy.typing import NDArray
 
 from hydistill_edge.errors import ImageSourceError
 from hydistill_edge.images.content_hash import Hashes, content_hashes
+from hydistill_edge.images.provenance import (
+    Exclusions,
+    ProvenanceTable,
+    read_exclusions,
+    read_provenance,
+)
 from hydistill_edge.images.readers import (
     UNKNOWN_LABEL,
     FolderReader,
@@ -60,6 +66,9 @@ class SourceSpec:
         licence: a note that stays with every image.
         may_ship: whether the images may leave the run directory; needs a licence note.
         on_corrupt: refuse the source for a broken image, or skip the image and say so.
+        provenance: table with address and licence of each image (`read_provenance`).
+        exclude: list of ids, content hashes and addresses that are never taken
+            (`read_exclusions`).
 
     Raises:
         ImageSourceError: fields that make no sense; all of them are listed.
@@ -78,6 +87,8 @@ class SourceSpec:
     licence: str = ""
     may_ship: bool = False
     on_corrupt: Literal["refuse", "skip"] = "refuse"
+    provenance: str | Path = ""
+    exclude: str | Path = ""
 
     def __post_init__(self) -> None:
         problems = _spec_problems(self)
@@ -146,6 +157,7 @@ class Provenance:
     licence: str
     may_ship: bool
     sha256: str
+    address: str = ""
 
 
 @dataclass(frozen=True)
@@ -160,6 +172,9 @@ class LoadedImages:
         hashes: sha256 of each image's pixels as they stand here, shape (N, 32) uint8.
         skipped: images that were left out because they are broken.
         spec: the source.
+        addresses: where each image was found, as the provenance table says; None without one.
+        licences: a note per image, from that table or else the source's; None without one.
+        excluded: ids of images that the exclusion list kept out.
     """
 
     images: NDArray[np.uint8]
@@ -169,6 +184,9 @@ class LoadedImages:
     hashes: Hashes
     skipped: list[Skipped]
     spec: SourceSpec
+    addresses: list[str] | None = None
+    licences: list[str] | None = None
+    excluded: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -177,8 +195,10 @@ class LoadedImages:
         """Return where an image comes from."""
         spec = self.spec
         sha256 = self.hashes[index].tobytes().hex()
+        licence = spec.licence if self.licences is None else self.licences[index]
+        address = "" if self.addresses is None else self.addresses[index]
         return Provenance(
-            self.ids[index], spec.title, spec.origin, spec.licence, spec.may_ship, sha256
+            self.ids[index], spec.title, spec.origin, licence, spec.may_ship, sha256, address
         )
 
 
@@ -213,10 +233,15 @@ def load_source(
         loaded = intake.take(rows)
         if all_classes:
             intake.check_all_classes()
-    if not len(loaded):
+    if not len(loaded) and loaded.skipped:
         raise ImageSourceError(
             f"image source {spec.title}: all {len(loaded.skipped)} images are broken; the first: "
             f"{loaded.skipped[0].reason}"
+        )
+    if not len(loaded):
+        raise ImageSourceError(
+            f"image source {spec.title}: all {len(loaded.excluded)} images are on the exclusion "
+            f"list {spec.exclude}; give other images, or leave the source out"
         )
     return loaded
 
@@ -318,6 +343,12 @@ class _Intake:
         self._required = classes is not None and spec.use_labels
         self._translation = self._translate_classes(classes)
         self._seen: set[int] = set()
+        self._table: ProvenanceTable | None = None
+        self._excluded: Exclusions | None = None
+        if spec.provenance:
+            self._table = read_provenance(Path(spec.provenance))
+        if spec.exclude:
+            self._excluded = read_exclusions(Path(spec.exclude))
 
     def take(self, rows: Rows) -> LoadedImages:
         """Read the rows into one array."""
@@ -326,8 +357,15 @@ class _Intake:
         ids: list[str] = []
         broken: list[Skipped] = []
         misfits: Counter[tuple[int, ...]] = Counter()
+        excluded: list[str] = []
+        told: list[tuple[str, str]] = []
         for row in rows:
-            identity = f"{self._spec.title}:{self._reader.key(int(row))}"
+            key = self._reader.key(int(row))
+            identity = f"{self._spec.title}:{key}"
+            address, licence = self._told(key)
+            if self._excluded is not None and self._excluded.has(identity, address):
+                excluded.append(identity)
+                continue
             try:
                 pixels, label = self._reader.read(int(row))
             except ImageSourceError as error:
@@ -337,11 +375,15 @@ class _Intake:
             if not self._fits(pixels):
                 misfits[pixels.shape] += 1
                 continue
+            if self._excluded is not None and self._excluded.has_pixels(pixels):
+                excluded.append(identity)
+                continue
             if images is None:
                 images = np.empty((len(rows), *pixels.shape), np.uint8)
             images[len(ids)] = pixels
             labels[len(ids)] = label
             ids.append(identity)
+            told.append((address, licence))
         self._refuse(broken, misfits, len(ids))
         height, width = self._size or (0, 0)
         if images is None:
@@ -355,7 +397,17 @@ class _Intake:
             hashes=content_hashes(images),
             skipped=broken,
             spec=self._spec,
+            addresses=[address for address, _ in told] if self._table is not None else None,
+            licences=[licence for _, licence in told] if self._table is not None else None,
+            excluded=excluded,
         )
+
+    def _told(self, key: str) -> tuple[str, str]:
+        """Return address and licence of an image."""
+        if self._table is None:
+            return "", self._spec.licence
+        address, licence = self._table.of(key)
+        return address, licence or self._spec.licence
 
     def check_all_classes(self) -> None:
         """Refuse a class of the list that no image had."""

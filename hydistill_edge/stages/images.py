@@ -59,12 +59,16 @@ def load(work: Work, source: SourceSpec) -> LoadedImages:
 
 def state(source: SourceSpec) -> Any:
     """Return what changes when the files of a source change."""
-    if not source.path:
-        return None
     path = Path(str(source.path))
-    if source.kind == "shards" and not path.exists():  # a pattern
-        return [fingerprint(file) for file in sorted(path.parent.glob(path.name))]
-    return fingerprint(path) if path.exists() else None
+    found = None
+    if source.path and source.kind == "shards" and not path.exists():  # a pattern
+        found = [fingerprint(file) for file in sorted(path.parent.glob(path.name))]
+    elif source.path:
+        found = fingerprint(path) if path.exists() else None
+    told = [Path(file) for file in (source.provenance, source.exclude) if file]
+    if not told:
+        return found
+    return [found, *(fingerprint(file) if file.exists() else None for file in told)]
 
 
 def reference_images(sources: Sequence[LoadedImages]) -> NDArray[np.uint8] | None:
@@ -92,12 +96,13 @@ def _make(work: Work, out: Path) -> None:
     from hydistill_edge.images.transfer_set import TransferSetWriter
 
     clear(out)
-    recipe, skipped = work.recipe, []
+    recipe, skipped, excluded = work.recipe, [], 0
     height, width, channels = recipe.image_size()
     # Real ones first: what is wrong with them is told before the long work.
     sources = [load(work, source) for source in recipe.images.real]
     for source in sources:
         skipped += [asdict(entry) for entry in source.skipped]
+        excluded += len(source.excluded)
     synthetic, made = _invert(work, sources)
     # The writer makes its own temporary folder beside the set: inside ours, nothing is left over.
     folder = out / "set"
@@ -109,7 +114,7 @@ def _make(work: Work, out: Path) -> None:
         teacher_digest=work.teacher.digest,
         method="real and inversion" if sources and made else "inversion" if made else "real",
         seeds={"recipe": recipe.seed},
-        details={"inversion": made, "skipped": skipped},
+        details={"inversion": made, "skipped": skipped, "excluded": excluded},
     ) as writer:
         for spec, loaded in zip(recipe.images.real, sources, strict=True):
             _add_real(work, writer, spec, loaded)
@@ -135,8 +140,9 @@ def _add_real(
         origin=spec.origin,
         ids=loaded.ids,
         labels=loaded.labels,
-        licence=spec.licence,
+        licence=spec.licence if loaded.licences is None else loaded.licences,
         may_ship=spec.may_ship,
+        addresses=loaded.addresses,
     )
 
 
