@@ -25,7 +25,7 @@ def test_embedding_has_128_values_of_norm_one_by_default() -> None:
 def test_gradient_reaches_head_and_vector() -> None:
     head = EmbeddingHead(5, embedding=4)
     vector = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    head(vector)[:, 0].sum().backward()
+    torch.autograd.backward(head(vector)[:, 0].sum())
     assert vector.grad is not None
     assert vector.grad.abs().sum() > 0
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
