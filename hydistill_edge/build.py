@@ -118,6 +118,8 @@ def build(
         work = Work(recipe, run, report or quiet)
         if only in (None, "targets"):
             require_builders(work)
+        if only is None:
+            evaluation.check(work)
         for name, stage in STAGES.items():
             if fresh and only in (None, name):
                 run.forget(name)

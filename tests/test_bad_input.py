@@ -353,6 +353,10 @@ EVALUATIONS = [
     ("too-few-labels", {"images": SOME, "labels": np.arange(9) % 4}, ("labels", "one per image")),
     ("some-unlabelled", {"images": SOME, "labels": np.arange(24) % 5 - 1}, ("without a label",)),
 ]
+OTHER_ARRAYS = [
+    ("no-images", {"pictures": SOME}, ("evaluation:", "images")),
+    ("other-size", {"images": SOME[:, :6], "labels": np.arange(24) % 4}, ("6x8x1", "adapt")),
+]
 
 
 @pytest.mark.parametrize(
@@ -377,7 +381,43 @@ def test_evaluation_images_are_refused_by_build_and_by_evaluate(
     refused("evaluate", run_copy, "--data", data, code=2, says=says)
     assert contents(run_copy) == before
     refused("build", recipe, "--out", run_copy, code=2, says=says)
-    assert contents(run_copy).keys() == before.keys()
+    assert contents(run_copy) == before
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [case[1:] for case in (*EVALUATIONS, *OTHER_ARRAYS)],
+    ids=[case[0] for case in (*EVALUATIONS, *OTHER_ARRAYS)],
+)
+def test_evaluation_images_are_refused_before_the_first_stage(
+    arrays: dict[str, Any],
+    says: tuple[str, ...],
+    tiny_inputs: Any,
+    tmp_path: Path,
+    refused: Refused,
+) -> None:
+    data = tmp_path / "holdout.npz"
+    np.savez(data, **arrays)
+    recipe = tiny_inputs.recipe(tmp_path / "recipe.yaml", evaluation={"path": str(data)})
+
+    refused("build", recipe, "--out", tmp_path / "run", code=2, says=("evaluation: ", *says))
+
+    assert not (tmp_path / "run" / "teacher.json").exists()
+
+
+def test_evaluation_folder_is_refused_before_the_first_stage_when_a_class_has_no_image(
+    tiny_inputs: Any, tmp_path: Path, refused: Refused
+) -> None:
+    for name in ("bolt", "nut", "washer", "nothing"):
+        (tmp_path / "holdout" / name).mkdir(parents=True)
+    Image.fromarray(SOME[0, :, :, 0]).save(tmp_path / "holdout" / "bolt" / "0.png")
+    source = {"kind": "folder", "path": str(tmp_path / "holdout")}
+    recipe = tiny_inputs.recipe(tmp_path / "recipe.yaml", evaluation=source)
+
+    says = ("evaluation: ", "no image of 3 of 4 classes", '"nut"', "add some")
+    refused("build", recipe, "--out", tmp_path / "run", code=2, says=says)
+
+    assert not (tmp_path / "run" / "teacher.json").exists()
 
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(

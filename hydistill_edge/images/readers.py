@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from hydistill_edge.errors import ImageSourceError, MissingFileError, MissingPackageError
 from hydistill_edge.images.packed_strings import PackedStrings
 from hydistill_edge.images.resize import Pixels, decode
+from hydistill_edge.images.rows import Rows
 from hydistill_edge.images.safetensors_map import BrokenSafetensorsError, SafetensorsMap
 
 IMAGE_SUFFIXES = (
@@ -95,7 +96,14 @@ class FolderReader:
             pixels = decode(self.path / key)
         except MissingFileError as error:  # a dangling link, or removed since it was listed
             raise ImageSourceError(str(error)) from error
-        return pixels, self._places.get(key.split("/")[0], UNKNOWN_LABEL)
+        return pixels, self._place(key)
+
+    def labels_of(self, rows: Rows) -> NDArray[np.int64]:
+        """Return the labels of rows, shape (n,), without reading an image."""
+        return np.array([self._place(self._keys[int(row)]) for row in rows], np.int64)
+
+    def _place(self, key: str) -> int:
+        return self._places.get(key.split("/")[0], UNKNOWN_LABEL)
 
     def close(self) -> None:
         """Give back what is open."""
@@ -165,6 +173,12 @@ class ArrayReader:
     def read(self, row: int) -> tuple[Pixels, int]:
         """Return pixels and label; see `Reader`."""
         return self.images[row], UNKNOWN_LABEL if self.labels is None else int(self.labels[row])
+
+    def labels_of(self, rows: Rows) -> NDArray[np.int64]:
+        """Return the labels of rows, shape (n,), -1 where unknown."""
+        if self.labels is None:
+            return np.full(len(rows), UNKNOWN_LABEL, np.int64)
+        return self.labels[rows].astype(np.int64)
 
     def close(self) -> None:
         """Give back what is open."""

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from hydistill_edge.errors import ImageSourceError
+from hydistill_edge.errors import ImageSourceError, MissingFileError
 from hydistill_edge.metrics import score
 from hydistill_edge.stages import artifacts
 from hydistill_edge.stages.images import load, state
@@ -35,6 +35,33 @@ def run(work: Work) -> None:
         lambda: json.dumps(evaluate(work, source), indent=2),
     )
     work.report("evaluation", 1, 1, {})
+
+
+def check(work: Work) -> None:
+    """Refuse evaluation images that the stage would refuse, before anything is trained for them.
+
+    Index, labels and the first image are looked at; what only the other images show comes later.
+
+    Raises:
+        MissingFileError: there are none.
+        ImageSourceError: they cannot be read, do not fit, or have no labels.
+    """
+    from hydistill_edge.images.source_check import check_labelled_source
+
+    source = work.recipe.evaluation
+    if source is None:
+        return
+    height, width, channels = work.recipe.image_size()
+    try:
+        check_labelled_source(
+            source,
+            size=(height, width),
+            channels=channels,
+            adapt=work.recipe.images.adapt,
+            classes=work.recipe.class_names(),
+        )
+    except (ImageSourceError, MissingFileError) as error:
+        raise type(error)(f"evaluation: {error}") from error
 
 
 def evaluate(work: Work, source: SourceSpec) -> dict[str, Any]:
