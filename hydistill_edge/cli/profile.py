@@ -31,7 +31,10 @@ def profile(
         typer.Option(help="Device profile to judge by; default: the artifact's own."),
     ] = None,
     mode: Annotated[
-        str, typer.Option(help="demo (3 s, advisory), quick (10 s) or full (60 s) per artifact.")
+        str,
+        typer.Option(
+            help="demo (3 s in all, advisory), quick (10 s a scope) or full (60 s a scope)."
+        ),
     ] = "quick",
     json: Json = False,
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from typer import Typer
@@ -49,6 +49,17 @@ def test_program_without_a_command_shows_its_help_and_no_empty_error(hydistill: 
     answer = hydistill()
     assert (answer.code, answer.err) == (2, "")
     assert "Usage: hydistill" in answer.out
+
+
+def test_help_of_profile_says_how_long_each_scope_is_measured() -> None:
+    from hydistill_edge.cli.profile import profile
+    from hydistill_edge.targets.latency import MODES
+
+    text = get_type_hints(profile, include_extras=True)["mode"].__metadata__[0].help
+
+    for name in ("quick", "full"):
+        assert f"{name} ({MODES[name].seconds:g} s a scope)" in text
+    assert "demo (3 s in all, advisory)" in text
 
 
 def test_version_is_the_packages(hydistill: Any) -> None:
