@@ -29,38 +29,25 @@ Where this departs from the papers, and why:
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hydistill_edge.errors import MethodError, UsageError
+from hydistill_edge.errors import UsageError
 from hydistill_edge.images.augment import Augment, AugmentSettings, mixup
-from hydistill_edge.images.transfer_set import Indices, TransferSet
+from hydistill_edge.images.transfer_set import TransferSet
+from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint
+from hydistill_edge.methods.pool import Draws, Pool, is_real, judge_on, split
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
-from hydistill_edge.objectives.logits import agreement, kd_kl, kd_kl_mixed
-from hydistill_edge.training.loop import Judgement, Plan, Progress, train
+from hydistill_edge.objectives.logits import kd_kl, kd_kl_mixed
+from hydistill_edge.training.loop import Plan, Progress, train
 from hydistill_edge.training.optimizers import OptimizerName
 from hydistill_edge.training.precision import Precision
-from hydistill_edge.training.sampling import Passes
-
-REAL = ("real", "web")
-"""Origins that count as real; the others (synthetic, derived) count as synthetic."""
-
-HOLDOUT_LIMIT = 2000
-"""Images held out at most: the standard error of an agreement is then 1 point or less."""
-
-RESIDENT_BYTES = 2 * 2**30
-"""Larger sets stay on the disk, mapped, and are read batch by batch."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +104,13 @@ class KDSettings:
     checkpoint_seconds: float = 30.0
 
     def __post_init__(self) -> None:
+        problems = self.problems()
+        if problems:
+            method = type(self).__name__.removesuffix("Settings").lower()
+            raise UsageError(f"{method} settings: " + "; ".join(problems))
+
+    def problems(self) -> list[str]:
+        """Return what is out of range, one line each."""
         problems = []
         if self.batch < 2:
             problems.append(
@@ -138,8 +132,7 @@ class KDSettings:
             self.plan()
         except UsageError as error:
             problems.append(str(error).removeprefix("training plan: "))
-        if problems:
-            raise UsageError("kd settings: " + "; ".join(problems))
+        return problems
 
     def plan(self) -> Plan:
         """Return what the training loop needs of this."""
@@ -162,33 +155,6 @@ class KDSettings:
             return self.augment
         side = min(size)
         return AugmentSettings(crop_pad=side // 8, flip=0.5 * self.flip, cutout=side // 4)
-
-
-@dataclass(frozen=True)
-class Distilled:
-    """A trained student and how it came about.
-
-    Attributes:
-        student: with the best averaged weights, in eval mode.
-        history: one entry per evaluation: `step`, `lr`, `loss`, `seconds`, `holdout_agreement`,
-            `holdout_kl` (nats), and agreement by origin where both are held out.
-        holdout_agreement: share of held-out images on which the student names the teacher's class.
-        holdout_rows: their places in the transfer set; never trained on, so that thresholds can be
-            fitted on them.
-        steps: steps done.
-        best_step: step whose weights were kept.
-        resumed_at: step at which this call went on; 0 if it began anew.
-        seconds: wall time of training.
-    """
-
-    student: Student
-    history: list[dict[str, float]]
-    holdout_agreement: float
-    holdout_rows: Indices
-    steps: int
-    best_step: int
-    resumed_at: int
-    seconds: float
 
 
 def distill(
@@ -220,10 +186,12 @@ def distill(
     """
     settings = settings or KDSettings()
     device = torch.device(device)
-    _check_fit(teacher, student, transfer)
-    train_on, held_out = _split(transfer, settings.holdout, seed)
-    pool = _Pool(transfer, device)
-    draws = _Draws(transfer, train_on, settings, seed)
+    check_fit(teacher, student, transfer)
+    train_on, held_out = split(transfer, settings.holdout, seed)
+    pool = Pool(transfer, device)
+    draws = Draws(
+        transfer, train_on, batch=settings.batch, real_share=settings.real_share, seed=seed
+    )
     generator = torch.Generator(device).manual_seed(seed)
     augment = Augment(settings.augmentation(transfer.size))
     teacher.to(device).to(memory_format=torch.channels_last)
@@ -255,11 +223,11 @@ def distill(
     trained = train(
         student,
         batch_loss,
-        _judge_on(pool, held_out, _is_real(transfer), settings.batch),
+        judge_on(pool, held_out, is_real(transfer), settings.batch),
         settings.plan(),
         generators={"batch": generator},
         folder=workdir,
-        fingerprint=_fingerprint(teacher, student, transfer, settings, seed),
+        fingerprint=fingerprint(teacher, student, transfer, settings, seed),
         seed=seed,
         device=device,
         progress=progress,
@@ -274,148 +242,3 @@ def distill(
         resumed_at=trained.resumed_at,
         seconds=trained.seconds,
     )
-
-
-class _Pool:
-    """Images and logits by place in the transfer set, on the device where they fit."""
-
-    def __init__(self, transfer: TransferSet, device: torch.device) -> None:
-        self._transfer = transfer
-        self._device = device
-        height, width = transfer.size
-        places = np.arange(len(transfer))
-        self._resident: tuple[Tensor, Tensor] | None = None
-        if len(transfer) * height * width * transfer.channels <= RESIDENT_BYTES:
-            self._resident = (self._read_images(places), self._read_logits(places))
-
-    def images(self, indices: Indices) -> Tensor:
-        """Return pixels, shape (n, C, H, W) uint8."""
-        if self._resident is None:
-            return self._read_images(indices)
-        return self._resident[0][torch.from_numpy(indices).to(self._device)]
-
-    def logits(self, indices: Indices) -> Tensor:
-        """Return the teacher's logits, shape (n, classes) float32."""
-        if self._resident is None:
-            return self._read_logits(indices)
-        return self._resident[1][torch.from_numpy(indices).to(self._device)]
-
-    def _read_images(self, indices: Indices) -> Tensor:
-        pixels = torch.from_numpy(self._transfer.images(indices)).to(self._device)
-        return pixels.permute(0, 3, 1, 2).contiguous()
-
-    def _read_logits(self, indices: Indices) -> Tensor:
-        return torch.from_numpy(self._transfer.logits(indices)).to(self._device)
-
-
-class _Draws:
-    """Which images a step sees: a fixed share of real ones, the rest synthetic."""
-
-    def __init__(
-        self, transfer: TransferSet, train_on: Indices, settings: KDSettings, seed: int
-    ) -> None:
-        real = _is_real(transfer)[train_on]
-        share = float(real.mean()) if settings.real_share is None else settings.real_share
-        if real.all() or not real.any():
-            share = float(real.all())
-        count = round(settings.batch * share)
-        self._parts = [
-            (places, Passes(len(places), batch=number, seed=seed + offset))
-            for offset, (places, number) in enumerate(
-                [(train_on[real], count), (train_on[~real], settings.batch - count)]
-            )
-            if number
-        ]
-
-    def at(self, step: int) -> Indices:
-        """Return places in the transfer set, shape (batch,)."""
-        return np.concatenate([places[passes.at(step)] for places, passes in self._parts])
-
-
-def _judge_on(
-    pool: _Pool, held_out: Indices, is_real: NDArray[np.bool_], batch: int
-) -> Callable[[nn.Module], Judgement]:
-    """Return a function that compares a network with the stored logits of held-out images."""
-    parts = [held_out[start : start + batch] for start in range(0, len(held_out), batch)]
-    real = torch.from_numpy(is_real[held_out])
-
-    @torch.no_grad()
-    def judge(network: nn.Module) -> Judgement:
-        logits = torch.cat([network(pool.images(part)).float() for part in parts])
-        targets = torch.cat([pool.logits(part) for part in parts])
-        agree = agreement(logits, targets).item()
-        metrics = {
-            "holdout_agreement": agree,
-            "holdout_kl": kd_kl(logits, targets, temperature=1.0).item(),
-        }
-        if real.any() and not real.all():
-            chosen = real.to(logits.device)
-            metrics["holdout_agreement_real"] = agreement(logits[chosen], targets[chosen]).item()
-            metrics["holdout_agreement_synthetic"] = agreement(
-                logits[~chosen], targets[~chosen]
-            ).item()
-        return Judgement(agree, metrics, margin=_standard_error(agree, len(held_out)))
-
-    return judge
-
-
-def _standard_error(share: float, count: int) -> float:
-    """Return the standard error of a share of `count` images, above 0 also where all agree."""
-    smoothed = (share * count + 1.0) / (count + 2.0)
-    return math.sqrt(smoothed * (1.0 - smoothed) / count)
-
-
-def _is_real(transfer: TransferSet) -> NDArray[np.bool_]:
-    return np.isin(transfer.origins, REAL)
-
-
-def _split(transfer: TransferSet, share: float, seed: int) -> tuple[Indices, Indices]:
-    """Return the places to train on and those held out, the same share of both origins."""
-    if len(transfer) < 2:
-        raise MethodError(
-            f"the transfer set holds {len(transfer)} image; distillation needs at least 2, one of "
-            "them held out"
-        )
-    share = min(share, HOLDOUT_LIMIT / len(transfer))
-    real = _is_real(transfer)
-    rests, parts = [], []
-    for chosen in (np.flatnonzero(real), np.flatnonzero(~real)):
-        if round(len(chosen) * share) == 0:  # too few of this origin to hold one out
-            rests.append(chosen)
-            continue
-        rest, part = transfer.split(share, seed=seed, indices=chosen)
-        rests.append(rest)
-        parts.append(part)
-    if not parts:
-        return transfer.split(1 / len(transfer), seed=seed)
-    return np.concatenate(rests), np.concatenate(parts)
-
-
-def _check_fit(teacher: Teacher, student: Student, transfer: TransferSet) -> None:
-    for name, classes in (("student", student.classes), ("transfer set", transfer.classes)):
-        if classes != teacher.classes:
-            raise MethodError(
-                f"the {name} has the classes {', '.join(classes)}, the teacher "
-                f"{', '.join(teacher.classes)}; expected the same in the same order"
-            )
-    made_with = transfer.manifest["teacher"]["digest"]
-    if made_with != teacher.digest:
-        raise MethodError(
-            f"the transfer set was made with another teacher (digest {made_with[:12]}, this one "
-            f"has {teacher.digest[:12]}); build the transfer set again"
-        )
-
-
-def _fingerprint(
-    teacher: Teacher, student: Student, transfer: TransferSet, settings: KDSettings, seed: int
-) -> str:
-    """Return a digest of all that the result depends on; the student's as it starts."""
-    values = {
-        "settings": asdict(settings),
-        "seed": seed,
-        "teacher": teacher.digest,
-        "transfer": transfer.digest,
-        "student": student.digest,
-        "torch": torch.__version__,
-    }
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -14,7 +14,7 @@ from hydistill_edge.stages.teacher import network_state
 from hydistill_edge.stages.work import Work
 
 if TYPE_CHECKING:
-    from hydistill_edge.methods.kd import Distilled
+    from hydistill_edge.methods.distilled import Distilled
     from hydistill_edge.models.student import Student
 
 CHECKPOINTS = "checkpoints"
@@ -87,6 +87,8 @@ def _distill(work: Work, folder: Path) -> tuple[Student, dict[str, Any], list[di
         "best_step": result.best_step,
     }
     write_json(folder / "holdout.json", {"rows": result.holdout_rows.tolist()})
+    for name, document in result.documents.items():
+        write_json(folder / name, document)
     return result.student.cpu(), facts, result.history
 
 

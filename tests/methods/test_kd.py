@@ -14,8 +14,10 @@ from torch import nn
 from hydistill_edge.errors import MethodError, UsageError
 from hydistill_edge.images.augment import AugmentSettings
 from hydistill_edge.images.transfer_set import TransferSet, TransferSetWriter
-from hydistill_edge.methods import kd
-from hydistill_edge.methods.kd import Distilled, KDSettings, distill
+from hydistill_edge.methods import kd, pool
+from hydistill_edge.methods.distilled import Distilled
+from hydistill_edge.methods.kd import KDSettings, distill
+from hydistill_edge.methods.pool import Draws, split, standard_error
 from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
@@ -148,7 +150,7 @@ def test_set_on_disk_gives_the_same_student_as_one_in_memory(
     teacher: Teacher, transfer: TransferSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resident = run(teacher, transfer, tmp_path / "memory")
-    monkeypatch.setattr(kd, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(pool, "RESIDENT_BYTES", 0)
     mapped = run(teacher, transfer, tmp_path / "disk")
     assert mapped.student.digest == resident.student.digest
 
@@ -157,7 +159,7 @@ def test_set_on_disk_gives_the_same_student_as_one_in_memory(
 def test_batch_holds_the_asked_share_of_real_images(
     transfer: TransferSet, share: float | None, real: int
 ) -> None:
-    draws = kd._Draws(transfer, np.arange(len(transfer)), replace(QUICK, real_share=share), 0)
+    draws = Draws(transfer, np.arange(len(transfer)), batch=16, real_share=share, seed=0)
     batch = draws.at(3)
     assert len(batch) == 16
     assert int((transfer.origins[batch] == "real").sum()) == real
@@ -167,19 +169,19 @@ def test_share_is_ignored_when_all_images_are_of_one_origin(
     teacher: Teacher, tmp_path: Path
 ) -> None:
     only_real = write_set(tmp_path / "real", teacher, synthetic=0)
-    draws = kd._Draws(only_real, np.arange(24), replace(QUICK, real_share=0.0), 0)
+    draws = Draws(only_real, np.arange(24), batch=16, real_share=0.0, seed=0)
     assert len(draws.at(0)) == 16
 
 
 def test_held_out_images_are_never_trained_on(transfer: TransferSet) -> None:
-    train_on, held_out = kd._split(transfer, 0.1, seed=0)
+    train_on, held_out = split(transfer, 0.1, seed=0)
     assert not set(train_on) & set(held_out)
     assert len(train_on) + len(held_out) == len(transfer)
 
 
 def test_one_image_is_held_out_when_the_set_is_tiny(teacher: Teacher, tmp_path: Path) -> None:
     tiny = write_set(tmp_path / "tiny", teacher, real=2, synthetic=2)
-    train_on, held_out = kd._split(tiny, 0.1, seed=0)
+    train_on, held_out = split(tiny, 0.1, seed=0)
     assert (len(train_on), len(held_out)) == (3, 1)
 
 
@@ -187,7 +189,7 @@ def test_one_image_is_held_out_when_the_set_is_tiny(teacher: Teacher, tmp_path: 
     ("share", "count", "error"), [(1.0, 10, 0.0874), (0.5, 100, 0.05), (1.0, 2000, 0.0005)]
 )
 def test_margin_is_a_standard_error(share: float, count: int, error: float) -> None:
-    assert kd._standard_error(share, count) == pytest.approx(error, rel=0.05)
+    assert standard_error(share, count) == pytest.approx(error, rel=0.05)
 
 
 def test_no_image_is_mirrored_when_flip_is_off() -> None:

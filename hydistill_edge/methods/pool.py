@@ -1,0 +1,178 @@
+"""The transfer set as a method sees it: what is drawn each step, and what is held out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hydistill_edge.errors import MethodError
+from hydistill_edge.images.transfer_set import Indices, TransferSet
+from hydistill_edge.objectives.logits import agreement, kd_kl
+from hydistill_edge.training.loop import Judgement
+from hydistill_edge.training.sampling import Passes
+
+REAL = ("real", "web")
+"""Origins that count as real; the others (synthetic, derived) count as synthetic."""
+
+HOLDOUT_LIMIT = 2000
+"""Images held out at most: the standard error of an agreement is then 1 point or less."""
+
+RESIDENT_BYTES = 2 * 2**30
+"""Larger sets stay on the disk, mapped, and are read batch by batch."""
+
+
+class Pool:
+    """Images and logits by place in the transfer set, on the device where they fit.
+
+    Args:
+        transfer: where they come from.
+        device: where they go.
+    """
+
+    def __init__(self, transfer: TransferSet, device: torch.device) -> None:
+        self._transfer = transfer
+        self._device = device
+        height, width = transfer.size
+        places = np.arange(len(transfer))
+        self._resident: tuple[Tensor, Tensor] | None = None
+        if len(transfer) * height * width * transfer.channels <= RESIDENT_BYTES:
+            self._resident = (self._read_images(places), self._read_logits(places))
+
+    def images(self, indices: Indices) -> Tensor:
+        """Return pixels, shape (n, C, H, W) uint8."""
+        if self._resident is None:
+            return self._read_images(indices)
+        return self._resident[0][torch.from_numpy(indices).to(self._device)]
+
+    def logits(self, indices: Indices) -> Tensor:
+        """Return the teacher's logits, shape (n, classes) float32."""
+        if self._resident is None:
+            return self._read_logits(indices)
+        return self._resident[1][torch.from_numpy(indices).to(self._device)]
+
+    def _read_images(self, indices: Indices) -> Tensor:
+        pixels = torch.from_numpy(self._transfer.images(indices)).to(self._device)
+        return pixels.permute(0, 3, 1, 2).contiguous()
+
+    def _read_logits(self, indices: Indices) -> Tensor:
+        return torch.from_numpy(self._transfer.logits(indices)).to(self._device)
+
+
+class Draws:
+    """Which images a step sees: a fixed share of real ones, the rest synthetic.
+
+    Args:
+        transfer: the whole set.
+        train_on: places in it that may be drawn.
+        batch: images per step.
+        real_share: share of real images in each batch, in [0, 1]; None for their share in the set.
+            Without effect where all images are of one origin.
+        seed: of the order.
+    """
+
+    def __init__(
+        self,
+        transfer: TransferSet,
+        train_on: Indices,
+        *,
+        batch: int,
+        real_share: float | None,
+        seed: int,
+    ) -> None:
+        real = is_real(transfer)[train_on]
+        share = float(real.mean()) if real_share is None else real_share
+        if real.all() or not real.any():
+            share = float(real.all())
+        count = round(batch * share)
+        self._parts = [
+            (places, Passes(len(places), batch=number, seed=seed + offset))
+            for offset, (places, number) in enumerate(
+                [(train_on[real], count), (train_on[~real], batch - count)]
+            )
+            if number
+        ]
+
+    def at(self, step: int) -> Indices:
+        """Return places in the transfer set, shape (batch,)."""
+        return np.concatenate([places[passes.at(step)] for places, passes in self._parts])
+
+
+def judge_on(
+    pool: Pool, held_out: Indices, is_real: NDArray[np.bool_], batch: int
+) -> Callable[[nn.Module], Judgement]:
+    """Return a function that compares a network with the stored logits of held-out images.
+
+    Args:
+        pool: the whole set.
+        held_out: places in it.
+        is_real: which images are real, shape (len(set),).
+        batch: images at a time.
+    """
+    parts = [held_out[start : start + batch] for start in range(0, len(held_out), batch)]
+    real = torch.from_numpy(is_real[held_out])
+
+    @torch.no_grad()
+    def judge(network: nn.Module) -> Judgement:
+        logits = torch.cat([network(pool.images(part)).float() for part in parts])
+        targets = torch.cat([pool.logits(part) for part in parts])
+        agree = agreement(logits, targets).item()
+        metrics = {
+            "holdout_agreement": agree,
+            "holdout_kl": kd_kl(logits, targets, temperature=1.0).item(),
+        }
+        if real.any() and not real.all():
+            chosen = real.to(logits.device)
+            metrics["holdout_agreement_real"] = agreement(logits[chosen], targets[chosen]).item()
+            metrics["holdout_agreement_synthetic"] = agreement(
+                logits[~chosen], targets[~chosen]
+            ).item()
+        return Judgement(agree, metrics, margin=standard_error(agree, len(held_out)))
+
+    return judge
+
+
+def standard_error(share: float, count: int) -> float:
+    """Return the standard error of a share of `count` images, above 0 also where all agree."""
+    smoothed = (share * count + 1.0) / (count + 2.0)
+    return math.sqrt(smoothed * (1.0 - smoothed) / count)
+
+
+def is_real(transfer: TransferSet) -> NDArray[np.bool_]:
+    """Return which images of a set are real, shape (len(set),)."""
+    return np.isin(transfer.origins, REAL)
+
+
+def split(transfer: TransferSet, share: float, seed: int) -> tuple[Indices, Indices]:
+    """Return the places to train on and those held out, the same share of both origins.
+
+    Args:
+        transfer: the whole set.
+        share: of the images that are held out, at most `HOLDOUT_LIMIT` of them.
+        seed: of the draw.
+
+    Raises:
+        MethodError: fewer than two images.
+    """
+    if len(transfer) < 2:
+        raise MethodError(
+            f"the transfer set holds {len(transfer)} image; distillation needs at least 2, one of "
+            "them held out"
+        )
+    share = min(share, HOLDOUT_LIMIT / len(transfer))
+    real = is_real(transfer)
+    rests, parts = [], []
+    for chosen in (np.flatnonzero(real), np.flatnonzero(~real)):
+        if round(len(chosen) * share) == 0:  # too few of this origin to hold one out
+            rests.append(chosen)
+            continue
+        rest, part = transfer.split(share, seed=seed, indices=chosen)
+        rests.append(rest)
+        parts.append(part)
+    if not parts:
+        return transfer.split(1 / len(transfer), seed=seed)
+    return np.concatenate(rests), np.concatenate(parts)
