@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,16 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 
 BatchLoss = Callable[[nn.Module, int], Tensor]
 """`batch_loss(network, step)` draws the batch of a step and returns its loss, shape ()."""
+
+
+class Memory(Protocol):
+    """What a method keeps from step to step beside weights, such as running means of its own."""
+
+    def to_values(self) -> Mapping[str, Any]:
+        """Return all of it as plain values that JSON knows; called when a checkpoint is written."""
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Take over what `to_values` returned; called before the first step."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +152,13 @@ def train(
     seed: int,
     device: torch.device,
     progress: Progress | None = None,
+    memory: Memory | None = None,
 ) -> Trained:
     """Train a network in place; it ends with the best averaged weights.
 
     Args:
-        network: all of its parameters that require gradients are trained.
+        network: all of its parameters that require gradients are trained. A method with modules
+            that only training needs hands over one module that holds them and the student.
         batch_loss: called in train mode under autocast, once per step.
         judge: called with the averaged network in eval mode.
         plan: how long and how.
@@ -157,6 +169,7 @@ def train(
         seed: of what layers draw themselves (dropout). The global generators are left as they were.
         device: where to train; the network is moved there.
         progress: called about a hundred times.
+        memory: what `batch_loss` keeps from step to step; saved and restored with the rest.
 
     Raises:
         MethodError: the loss is no longer finite.
@@ -179,7 +192,7 @@ def train(
     judge_every = max(1, plan.steps // plan.evaluations)
     report_every = max(1, plan.steps // 100)
     with _own_randomness(seed, device):
-        run = _Run(network, ema, optimizer, generators, device, fingerprint)
+        run = _Run(network, ema, optimizer, generators, device, fingerprint, memory)
         if folder is not None:
             run.restore(folder / CHECKPOINT_FILE)
         resumed_at = run.step
@@ -239,6 +252,7 @@ class _Run:
         generators: Mapping[str, torch.Generator],
         device: torch.device,
         fingerprint: str,
+        memory: Memory | None,
     ) -> None:
         self._network = network
         self._ema = ema
@@ -246,6 +260,7 @@ class _Run:
         self._generators = generators
         self._device = device
         self._fingerprint = fingerprint
+        self._memory = memory
         self.step = 0
         self.seconds = 0.0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -297,6 +312,7 @@ class _Run:
             "highest": self.highest if self.best_weights else None,
             "best": asdict(self.best) if self.best_weights else None,
             "best_step": self.best_step,
+            "memory": None if self._memory is None else dict(self._memory.to_values()),
         }
         write_checkpoint(path, Checkpoint(tensors, values))
 
@@ -319,6 +335,8 @@ class _Run:
         self.loss_sum.copy_(checkpoint.tensors["loss_sum"])
         self.judged_at = values["judged_at"]
         self.history = values["history"]
+        if self._memory is not None:
+            self._memory.restore(values["memory"])
         if values["best"] is not None:
             self.highest, self.best = values["highest"], Judgement(**values["best"])
             self.best_step = values["best_step"]

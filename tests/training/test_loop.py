@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ class Task:
     die_at: int = -1
     nan_at: int = -1
     margin: float = 0.0
+    losses: list[float] = field(default_factory=list)
     network: nn.Module = field(init=False)
     noise: torch.Generator = field(init=False)
 
@@ -52,7 +54,14 @@ class Task:
             raise KilledError
         images = torch.randn(8, 1, 4, 4, generator=self.noise)
         loss = F.cross_entropy(network(images), (images.sum(dim=(1, 2, 3)) > 0).long())
+        self.losses.append(loss.item())
         return loss * float("nan") if step == self.nan_at else loss
+
+    def to_values(self) -> dict[str, list[float]]:
+        return {"losses": self.losses}
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        self.losses = list(values["losses"])
 
     def judge(self, network: nn.Module) -> Judgement:
         images = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(2))
@@ -81,6 +90,7 @@ def run(
         seed=5,
         device=torch.device("cpu"),
         progress=progress,
+        memory=task,
     )
 
 
@@ -107,6 +117,7 @@ def test_result_is_the_same_when_run_is_killed_and_resumed(
     assert outcome.resumed_at == step
     assert without_seconds(outcome.history) == without_seconds(expected.history)
     assert_same_weights(whole.network, resumed.network)
+    assert resumed.losses == whole.losses
 
 
 def test_finished_training_is_not_repeated_when_it_is_run_again(tmp_path: Path) -> None:
