@@ -344,6 +344,15 @@ def test_build_is_refused_before_training_when_images_are_too_few(
     assert not (tmp_path / "run" / "student").exists()
 
 
+def test_build_is_refused_before_training_when_calibration_asks_for_all_images(
+    tiny_inputs: Any, run_copy: Path, tmp_path: Path, refused: Refused
+) -> None:
+    recipe = tiny_inputs.recipe(tmp_path / "recipe.yaml", calibration={"count": 100_000})
+
+    says = ("96 different images", "calibration.count 100000", "lower calibration.count")
+    refused("build", recipe, "--out", run_copy, code=2, says=says)
+
+
 SOME = np.random.default_rng(1).integers(0, 256, (24, 8, 8, 1), np.uint8)
 
 EVALUATIONS = [

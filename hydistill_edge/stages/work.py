@@ -179,10 +179,18 @@ class Work:
             seed=self.recipe.seed,
         )
         if len(found.parity) < LEAST_PARITY:
+            counts = {
+                "calibration.count": self.recipe.calibration.count,
+                "parity.images": self.recipe.parity.images,
+                "parity.golden": self.recipe.parity.golden,
+            }
+            greediest = max(counts, key=lambda key: counts[key])
+            asked = ", ".join(f"{key} {count}" for key, count in counts.items())
             raise TransferSetError(
-                f"the transfer set has {len(transfer)} different images, which leaves "
-                f"{len(found.parity)} to prove parity on; expected at least {LEAST_PARITY}: give "
-                "more real images, or a larger images.synthetic.count"
+                f"the transfer set has {len(transfer)} different images, shared out in proportion "
+                f"to {asked}, which leaves {len(found.parity)} to prove parity on; expected at "
+                f"least {LEAST_PARITY}: lower {greediest}, give more real images, or a larger "
+                "images.synthetic.count"
             )
         return found
 
