@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,9 @@ COARSE_FROM_PX = 64
 """From this side on a start at lower resolution pays. At 32 px the layers see too little of what
 they saw in training: a ResNet-9 ends at 1.4 times the BatchNorm distance. At 64 px a RegNetY that
 breaks out into noise at full size (distance 171) ends at 0.6, in three quarters of the time."""
+
+CONTRAST_SPREAD = 0.5
+"""Standard deviation of the logarithm of the images' contrast at the start."""
 
 QUARTER_FROM_PX = 192
 COARSE_SHARE = 0.6
@@ -59,8 +63,17 @@ class Canvas:
         """Return the canvas at another size."""
         return replace(self, height=size[0], width=size[1])
 
-    def smooth_noise(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return noise of unit variance whose neighbours resemble each other, (N, C, H, W)."""
+    def smooth_noise(
+        self, count: int, generator: torch.Generator, *, spread: float = 0.0
+    ) -> Tensor:
+        """Return noise of unit variance whose neighbours resemble each other, (N, C, H, W).
+
+        Args:
+            count: images.
+            generator: draws.
+            spread: share of the variance that lies between images, as brightness; with more than 0
+                their contrast differs as well.
+        """
         device = generator.device
         coarse_size = [max(1, side // 4) for side in self.size]
         coarse = torch.randn(
@@ -70,6 +83,11 @@ class Canvas:
         noise = F.interpolate(coarse, size=self.size, mode="bilinear", align_corners=False)
         noise = noise + 0.3 * fine
         noise = noise / noise.std(dim=(0, 2, 3), keepdim=True)
+        if spread > 0:
+            each = torch.randn((2, count, 1, 1, 1), generator=generator, device=device)
+            contrast = torch.exp(CONTRAST_SPREAD * each[0])
+            noise = math.sqrt(1.0 - spread) * contrast * noise + math.sqrt(spread) * each[1]
+            noise = noise / noise.std(dim=(0, 2, 3), keepdim=True)
         self.clamp_(noise)
         return noise.contiguous(memory_format=torch.channels_last)
 

@@ -23,6 +23,8 @@ Where this departs from the paper and its released code, and why:
 - The class term stops paying once an image reaches its own confidence, drawn per image: a set
   in which the teacher is sure of everything teaches a student nothing about borders. A share of
   the images may lie on those borders by intent.
+- Images start apart in brightness and contrast: BatchNorm remembers no difference between
+  variance within images and between them, and images that start alike end alike.
 - Large images start small and are enlarged on the way; the network itself runs at the small size.
 """
 
@@ -200,7 +202,7 @@ def invert(
                 choice=choice,
                 mixing=mixing,
             )
-            batch = _start(request, classes, canvas.at(plan[0].size), noise)
+            batch = _start(request, classes, canvas.at(plan[0].size), noise, settings.spread)
             codes = None if painter is None else painter.codes(len(part), noise)
             run = _Run(panel, canvas, settings, plan, painter)
             for terms in run.optimize(batch, choice, codes):
@@ -404,10 +406,12 @@ def _plan(panel: Sequence[Witness], canvas: Canvas, settings: InversionSettings)
     return plan_phases(canvas.size, sizes, iterations=settings.iterations, share=settings.coarse)
 
 
-def _start(request: Asked, classes: int, canvas: Canvas, noise: torch.Generator) -> _Batch:
+def _start(
+    request: Asked, classes: int, canvas: Canvas, noise: torch.Generator, spread: float
+) -> _Batch:
     device = noise.device
     return _Batch(
-        normalized=canvas.smooth_noise(len(request.first), noise),
+        normalized=canvas.smooth_noise(len(request.first), noise, spread=spread),
         targets=torch.from_numpy(request.first).to(device),
         wanted=torch.from_numpy(request.distributions(classes)).float().to(device),
         confidence=torch.from_numpy(request.confidence).float().to(device),

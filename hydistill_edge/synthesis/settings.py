@@ -37,6 +37,10 @@ class InversionSettings:
         diversity: weight of the similarity between images of a class.
         total_variation: weight of the smoothness prior, of pixels in normalized units.
         l2: weight of the distance to the mean color, in normalized units.
+        spread: share of the start's variance that lies between the images, as brightness, in
+            [0, 1); their contrast differs then, too. BatchNorm cannot tell variance between images
+            from variance within them, so images that start alike end alike, and reach none of the
+            extremes that real ones do.
         jitter: largest circular shift in pixels, drawn per iteration; None for a sixteenth of the
             shorter side. Falls to 0 over the first three fifths of the iterations.
         flip: mirror the batch in half of the iterations. Wrong where left and right differ in
@@ -68,6 +72,7 @@ class InversionSettings:
     diversity: float = 0.1
     total_variation: float = 0.001
     l2: float = 0.0
+    spread: float = 0.5
     jitter: int | None = None
     flip: bool = False
     coarse: float | None = None
@@ -87,6 +92,8 @@ class InversionSettings:
             for name in _WEIGHTS
             if (value := getattr(self, name)) is not None and not value >= 0
         ]
+        if not 0 <= self.spread < 1:
+            problems.append(f"spread is {self.spread}; expected a share in [0, 1)")
         if not self.learning_rate > 0:
             problems.append(f"learning_rate is {self.learning_rate}; expected more than 0")
         low, high = self.confidence

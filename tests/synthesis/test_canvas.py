@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -68,6 +70,21 @@ def test_noise_has_the_colors_of_the_data_and_valid_pixels() -> None:
     assert pixels.std().item() == pytest.approx(0.25, abs=0.05)
     assert pixels.min().item() == pytest.approx(0.0, abs=1e-6)
     assert pixels.max().item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_start_differs_in_brightness_and_contrast_when_spread() -> None:
+    wide = canvas(32)
+    wide = replace(wide, mean=torch.full_like(wide.mean, 0.5), std=torch.full_like(wide.std, 0.1))
+    draw = [
+        wide.smooth_noise(256, torch.Generator().manual_seed(0), spread=spread)
+        for spread in (0.0, 0.5)
+    ]
+    brightness = [noise.mean(dim=(1, 2, 3)).var().item() for noise in draw]
+    contrast = [noise.std(dim=(1, 2, 3)).log().std().item() for noise in draw]
+    assert draw[1].std().item() == pytest.approx(1.0, abs=0.02)
+    assert brightness[1] == pytest.approx(0.5, abs=0.12)
+    assert brightness[0] < 0.05
+    assert contrast[1] > 0.3 > contrast[0]
 
 
 def test_pixels_become_bytes_in_the_order_of_image_files() -> None:

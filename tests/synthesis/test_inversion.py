@@ -260,6 +260,15 @@ def test_flip_and_jitter_change_the_images() -> None:
     assert (plain != moved).any()
 
 
+def test_images_end_further_apart_in_brightness_when_they_start_apart() -> None:
+    alike, apart = (
+        invert(teacher(), count=24, settings=replace(QUICK, spread=spread)).images
+        for spread in (0.0, 0.7)
+    )
+    spread_of = [images.mean(axis=(1, 2, 3)).std() for images in (alike, apart)]
+    assert spread_of[1] > 1.5 * spread_of[0]
+
+
 def test_bf16_images_are_nearly_as_close() -> None:
     result = invert(teacher(), count=12, settings=replace(QUICK, precision="bf16"))
     exact = invert(teacher(), count=12, settings=QUICK)
@@ -329,6 +338,8 @@ def test_inversion_is_refused_when_a_layer_is_unknown() -> None:
 
 def test_settings_list_every_problem_when_values_are_out_of_range() -> None:
     with pytest.raises(
-        UsageError, match=r"(?s)iterations is 0.*bn is -1.*confidence.*boundary is 2.*jitter"
+        UsageError, match=r"(?s)iterations is 0.*bn is -1.*spread is 1.*boundary is 2.*jitter"
     ):
-        InversionSettings(iterations=0, bn=-1.0, confidence=(0.9, 0.5), boundary=2.0, jitter=-1)
+        InversionSettings(
+            iterations=0, bn=-1.0, confidence=(0.9, 0.5), boundary=2.0, jitter=-1, spread=1.0
+        )
