@@ -26,6 +26,9 @@ LOCK_NAME = "run.lock"
 STAGES_FOLDER = "stages"
 PARTIAL_SUFFIX = ".partial"
 
+HISTORY_NAME = "history.json"
+"""How a stage went, with wall times: kept whole like all else, but nothing is made from it."""
+
 
 def digest_of(value: Any) -> str:
     """Return the sha256 of a JSON-serialisable value, independent of key order."""
@@ -127,8 +130,14 @@ class StageRecord:
     stage: str
     inputs: str
     outputs: Mapping[str, int]  # path relative to the run directory -> bytes
-    digest: str  # sha256 of the outputs: what was made from others is stale
+    digest: str  # sha256 of the outputs: a stage whose files differ is not whole
     wall_s: float
+    content: str = ""  # sha256 of the outputs but histories; empty where that is `digest`
+
+    @property
+    def result(self) -> str:
+        """The digest that later stages go by: what was made from another is stale."""
+        return self.content or self.digest
 
 
 class RunDirectory:
@@ -288,7 +297,11 @@ class RunDirectory:
         files = [made] if made.is_file() else sorted(p for p in made.rglob("*") if p.is_file())
         names = [str(Path(place) / file.relative_to(made)) for file in files]
         outputs = {name: file.stat().st_size for name, file in zip(names, files, strict=True)}
-        return StageRecord(stage, inputs, outputs, _digest_of_outputs(names, files), wall_s)
+        digest = content = _digest_of_outputs(names, files)
+        if any(file.name == HISTORY_NAME for file in files):
+            read = [row for row, file in enumerate(files) if file.name != HISTORY_NAME]
+            content = _digest_of_outputs([names[row] for row in read], [files[row] for row in read])
+        return StageRecord(stage, inputs, outputs, digest, wall_s, content)
 
     def _sweep(self) -> None:
         """Remove what atomic file writes of a killed run left behind."""

@@ -360,6 +360,19 @@ def test_artifact_that_the_recipe_does_not_name_any_more_is_gone_from_run_and_re
     ]
 
 
+@pytest.mark.parametrize("stage", ["images", "student"])
+def test_stage_that_comes_out_the_same_again_makes_no_other_stale(
+    stage: str, tiny_inputs: Any, run_copy: Path, tmp_path: Path, hydistill: Any
+) -> None:
+    command = ("build", tiny_inputs.recipe(tmp_path / "recipe.yaml"), "--out", run_copy)
+    before = records(run_copy)
+    assert hydistill(*command, "--only", stage, "--fresh").code == 0
+
+    assert hydistill(*command, "--json").value["artifacts"]
+
+    assert ran(before, records(run_copy)) == {stage}
+
+
 def test_report_never_shows_an_evaluation_that_the_recipe_does_not_name_any_more(
     tiny_inputs: Any, run_copy: Path, tmp_path: Path, hydistill: Any
 ) -> None:

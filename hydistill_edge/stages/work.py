@@ -110,7 +110,7 @@ class Work:
                     f"stage {stage.partition('.')[0]} has not run in {self.run.path}; run it "
                     "first, or build without --only"
                 )
-            above.append([record.inputs, record.digest])
+            above.append([record.inputs, record.result])
         return digest_of([__version__, parts, above])
 
     @cached_property
