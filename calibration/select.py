@@ -23,8 +23,11 @@ T = TypeVar("T")
 PREFERRED = "minmax"
 """Wins ties: it needs no choice of a parameter and clips no value that it has seen."""
 
-TIE_DB = 0.3
-"""SNRs nearer than this are equal: on 250 images another draw of them moves the SNR by as much."""
+TIE_DB = 2.0
+"""What a clipping estimator must win by. Candidates are compared on images like those that set the
+ranges, and clipping pays there by what the rarer, stronger images lose later: on a steel RegNetY,
+entropy was 1.6 dB above min-max on the images of the choice and 1.3 dB below it on the test split,
+for real images as for synthetic ones."""
 
 GUARD = 0.005
 """A candidate may turn over so many decisions more than the best one, or a single one."""
@@ -97,7 +100,7 @@ def select_by_parity(
     """Return the candidate whose logits are nearest to the reference.
 
     The highest SNR wins among those that turn over hardly more decisions than the best does;
-    min-max wins where it is within 0.3 dB of that. What cannot be built, or gives logits that are
+    min-max wins where it is within 2 dB of that. What cannot be built, or gives logits that are
     not finite, is a row with the reason.
 
     Args:

@@ -45,9 +45,9 @@ def test_highest_snr_wins_when_decisions_are_equal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("noise", "winner"), [(0.103, "minmax"), (0.104, "mse")], ids=["0.26 dB", "0.34 dB"]
+    ("noise", "winner"), [(0.125, "minmax"), (0.127, "mse")], ids=["1.94 dB", "2.08 dB"]
 )
-def test_minmax_wins_when_snr_is_within_a_third_of_a_decibel(noise: float, winner: str) -> None:
+def test_minmax_wins_when_clipping_gains_less_than_two_decibels(noise: float, winner: str) -> None:
     chosen = choose({"mse": off_by(0.1), "minmax": off_by(noise)})
 
     assert chosen.chosen.range_estimator == winner
