@@ -274,6 +274,33 @@ def test_profile_of_a_run_is_told_by_its_summary(
     assert row["latency"]["p50_ms"] == measured[ARTIFACT]["scopes"]["engine"]["p50_ms"]
 
 
+@pytest.mark.parametrize(("measured", "asked"), [("quick", "demo"), ("demo", "quick")])
+def test_build_keeps_a_measurement_that_is_fuller_than_it_asks_for(
+    measured: str,
+    asked: str,
+    quick: None,
+    tiny_inputs: Any,
+    run_copy: Path,
+    tmp_path: Path,
+    hydistill: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from hydistill_edge.targets import latency
+
+    monkeypatch.setattr(latency, "MODES", dict.fromkeys(latency.MODES, latency.MODES["demo"]))
+    recipe = tiny_inputs.recipe(tmp_path / "recipe.yaml", latency={"mode": asked})
+    file = run_copy / "targets" / ARTIFACT / "latency.json"
+    assert hydistill("profile", run_copy, "--mode", measured, "--json").code == 0
+    before = file.read_bytes()
+
+    assert hydistill("build", recipe, "--out", run_copy, "--json").value["artifacts"]
+
+    fuller = measured == "quick"
+    assert (file.read_bytes() == before) == fuller
+    assert hydistill("profile", run_copy, "--mode", asked, "--json").code == 0
+    assert file.read_bytes() != before  # who asks for a measurement gets one
+
+
 def test_bundle_for_a_profile_of_the_users_own_is_profiled_by_it(
     quick: None, tiny_inputs: Any, run_copy: Path, tmp_path: Path, hydistill: Any
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -13,13 +13,17 @@ from hydistill_edge.images.resize import resize
 from hydistill_edge.stages import artifacts
 from hydistill_edge.stages.work import Planned, Work
 from hydistill_edge.targets.base import Images, Runner
-from hydistill_edge.targets.latency import DISTINCT_INPUTS, LatencyReport, measure, not_measured
+from hydistill_edge.targets.latency import (
+    DISTINCT_INPUTS,
+    LatencyReport,
+    ModeName,
+    measure,
+    not_measured,
+)
 from hydistill_edge.targets.profiles import DeviceProfile, check_host
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-
-    from hydistill_edge.targets.latency import ModeName
 
 FRAME_SCALE = 2
 """The frame scope starts at an image of twice the model's height and width, so that resizing is
@@ -27,21 +31,30 @@ part of the number."""
 
 
 def run(work: Work) -> None:
-    """Write latency.json beside every artifact."""
-    section = work.recipe.latency
+    """Write latency.json beside every artifact, unless a fuller one of it stands there."""
+    modes = get_args(ModeName)
+    fuller = modes[modes.index(work.recipe.latency.mode) + 1 :]
     for done, planned in enumerate(work.planned):
         work.report("latency", done, len(work.planned), {})
+        stage = f"latency.{planned.key}"
+        if any(work.run.is_current(stage, _made_from(work, planned, mode)) for mode in fuller):
+            continue  # `hydistill profile --mode full` has measured this very artifact
         work.run.file_stage(
-            f"latency.{planned.key}",
-            work.inputs(
-                section.model_dump(),
-                planned.judged_facts,
-                after=("images", f"targets.{planned.key}"),
-            ),
+            stage,
+            _made_from(work, planned, work.recipe.latency.mode),
             f"targets/{planned.key}/latency.json",
             partial(_measured, work, planned),
         )
     work.report("latency", len(work.planned), len(work.planned), {})
+
+
+def _made_from(work: Work, planned: Planned, mode: ModeName) -> str:
+    """Return the digest of what a measurement of one artifact in one mode is made from."""
+    return work.inputs(
+        {**work.recipe.latency.model_dump(), "mode": mode},
+        planned.judged_facts,
+        after=("images", f"targets.{planned.key}"),
+    )
 
 
 def _measured(work: Work, planned: Planned) -> str:
