@@ -33,13 +33,16 @@ from hydistill_edge.errors import InputError, MissingFileError, ProfileError, Re
 from hydistill_edge.targets.base import Precision, TargetName
 from hydistill_edge.yaml_lines import KeyPath, line_of, parse
 
-METHODS = {"kd": "hydistill_edge.methods.kd:KDSettings"}
+METHODS = {
+    "kd": "hydistill_edge.methods.kd:KDSettings",
+    "rtk": "hydistill_edge.methods.rtk:RTKSettings",
+}
 """Method name -> its settings dataclass, imported when a recipe asks for it.
 
 The same module holds the method's `distill`, which takes what that of `methods.kd` takes.
 """
 
-MethodName = Literal["kd", "none"]
+MethodName = Literal["kd", "rtk", "none"]
 
 _INVERSION = "hydistill_edge.synthesis.inversion:InversionSettings"
 _SOURCE = "hydistill_edge.images.sources:SourceSpec"
@@ -319,7 +322,9 @@ class Recipe(Section):
         default=None, description="The trained classifier; not needed with method none."
     )
     method: MethodName = Field(
-        default="kd", description="kd distills; none takes your own trained student."
+        default="kd",
+        description="kd distills from the teacher's logits; rtk from its most influential layers "
+        "too; none takes your own trained student.",
     )
     images: ImageSection = ImageSection()
     student: Student

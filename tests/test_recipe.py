@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from hydistill_edge.errors import MissingFileError, RecipeError
-from hydistill_edge.recipe import Recipe
+from hydistill_edge.recipe import METHODS, Recipe
 
 GOOD = """\
 name: widgets
@@ -133,6 +133,29 @@ def test_method_none_needs_no_teacher() -> None:
     )
     assert recipe.class_names() == ("scratch", "dent")
     assert recipe.training is None
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_has_settings_that_survive_the_way_through_yaml(method: str) -> None:
+    recipe = Recipe.parse(f"method: {method}\n{GOOD}")
+    assert type(recipe.training).__name__ == METHODS[method].rpartition(":")[2]
+    again = Recipe.parse(recipe.to_yaml())
+    assert again.training == recipe.training
+    schema = Recipe.json_schema()
+    assert {"$ref": f"#/$defs/{type(recipe.training).__name__}"} in schema["properties"][
+        "training"
+    ]["anyOf"]
+
+
+def test_settings_of_a_method_are_checked_with_those_it_shares() -> None:
+    training = "training: {beta: 50, batch: 32, teacher_taps: [layer1.0, layer2.0], keys: []}\n"
+    settings = Recipe.parse(f"method: rtk\n{training}{GOOD}").training
+    assert (settings.beta, settings.batch, settings.temperature) == (50.0, 32, 4.0)
+    assert settings.teacher_taps == ("layer1.0", "layer2.0")
+    with pytest.raises(RecipeError, match='did you mean "threshold"'):
+        Recipe.parse(f"method: rtk\ntraining: {{treshold: 1.5}}\n{GOOD}")
+    with pytest.raises(RecipeError, match=r"rtk settings: .*beta is -1"):
+        Recipe.parse(f"method: rtk\ntraining: {{beta: -1}}\n{GOOD}")
 
 
 def test_schema_names_the_settings_of_images_and_method() -> None:

@@ -1,0 +1,58 @@
+"""What the student stage makes of a method's outcome."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hydistill_edge.methods.distilled import Distilled
+from hydistill_edge.models.student import Student
+from hydistill_edge.recipe import METHODS
+from hydistill_edge.stages import student as stage
+
+
+def work(method: str) -> Any:
+    recipe = SimpleNamespace(
+        method=method,
+        student=SimpleNamespace(architecture="zoo:convnet3", width=0.1),
+        training="settings",
+        seed=3,
+        image_size=lambda: (8, 8, 1),
+        class_names=lambda: ("a", "b"),
+    )
+    given = {"teacher": "teacher", "transfer": "transfer", "torch_device": "cpu"}
+    return SimpleNamespace(recipe=recipe, report=lambda *_: None, **given)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_of_the_table_can_be_called_alike(name: str) -> None:
+    distill = stage._method(name)
+    asked = list(distill.__annotations__)
+    assert {"teacher", "student", "transfer", "settings"} <= set(asked[:4])
+    assert {"workdir", "seed", "device", "progress"} <= set(asked)
+
+
+def test_documents_of_a_method_lie_beside_its_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def distill(
+        teacher: str, student: Student, transfer: str, settings: str, **options: Any
+    ) -> Distilled:
+        assert (teacher, transfer, settings, options["seed"]) == (
+            *("teacher", "transfer", "settings"),
+            3,
+        )
+        rows = np.array([4, 5])
+        facts: dict[str, Any] = {"steps": 9, "best_step": 8, "resumed_at": 0, "seconds": 1.0}
+        return Distilled(student, [], 0.5, rows, documents={"keys.json": {"layers": []}}, **facts)
+
+    monkeypatch.setattr(stage, "_method", {"rtk": distill}.__getitem__)
+    student, facts, _history = stage._distill(work("rtk"), tmp_path)
+    assert (student.size, facts["best_step"]) == ((8, 8), 8)
+    assert json.loads((tmp_path / "keys.json").read_text()) == {"layers": []}
+    assert json.loads((tmp_path / "holdout.json").read_text()) == {"rows": [4, 5]}
