@@ -153,6 +153,7 @@ def train(
     device: torch.device,
     progress: Progress | None = None,
     memory: Memory | None = None,
+    position: Callable[[int], float] = float,
 ) -> Trained:
     """Train a network in place; it ends with the best averaged weights.
 
@@ -170,6 +171,8 @@ def train(
         device: where to train; the network is moved there.
         progress: called about a hundred times.
         memory: what `batch_loss` keeps from step to step; saved and restored with the rest.
+        position: how far training is, out of `plan.steps`, after so many steps; rises, and decides
+            rate, judgements and end. For epochs whose length is not known beforehand.
 
     Raises:
         MethodError: the loss is no longer finite.
@@ -199,8 +202,12 @@ def train(
         clock = _Clock(run.seconds)
         saved_at = clock.seconds
 
-        while (position := _position(run.step, clock.seconds, plan)) < plan.steps:
-            rate = schedule(position, total=plan.steps, peak=plan.learning_rate)
+        while True:
+            before = position(run.step)
+            now = _timed(before, clock.seconds, plan)
+            if now >= plan.steps:
+                break
+            rate = schedule(now, total=plan.steps, peak=plan.learning_rate)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with autocast(device, plan.precision):
@@ -211,18 +218,20 @@ def train(
             ema.update(network)
             run.step += 1
             run.loss_sum += loss.detach().double()
+            after = position(run.step)
+            report = after // report_every > before // report_every
 
             # Reading the loss waits for a GPU; a CPU has it at hand.
-            if device.type == "cpu" or run.step % report_every == 0:
+            if device.type == "cpu" or report:
                 _check_finite(run.loss_sum, run.step, rate)
-            if run.step % judge_every == 0:
+            if after // judge_every > before // judge_every:
                 run.judged(judge(ema.network), rate=rate, seconds=clock.seconds)
             if folder is not None and clock.seconds - saved_at >= plan.checkpoint_seconds:
                 _check_finite(run.loss_sum, run.step, rate)
                 run.save(folder / CHECKPOINT_FILE, seconds=clock.seconds)
                 saved_at = clock.seconds
-            if progress is not None and run.step % report_every == 0:
-                progress(run.step, plan.steps, run.latest())
+            if progress is not None and report:
+                progress(int(after), plan.steps, run.latest())
 
         if run.judged_at != run.step:
             _check_finite(run.loss_sum, run.step, 0.0)
@@ -354,11 +363,11 @@ class _Clock:
         return time.monotonic() - self._start
 
 
-def _position(step: int, seconds: float, plan: Plan) -> float:
-    """Return where on the schedule a step stands: by its number, or by the time that is used up."""
+def _timed(position: float, seconds: float, plan: Plan) -> float:
+    """Return where on the schedule a step stands, by its position or by the time used up."""
     if plan.max_seconds is None:
-        return step
-    return max(float(step), plan.steps * seconds / plan.max_seconds)
+        return position
+    return max(position, plan.steps * seconds / plan.max_seconds)
 
 
 def _check_finite(loss_sum: Tensor, step: int, rate: float) -> None:

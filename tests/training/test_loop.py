@@ -197,3 +197,16 @@ def test_nothing_is_written_when_no_folder_is_given(
 def test_plan_lists_every_problem_when_values_are_out_of_range() -> None:
     with pytest.raises(UsageError, match=r"(?s)steps is 0.*learning_rate is -1.*linear.*ema_share"):
         Plan(steps=0, learning_rate=-1, schedule="linear", ema_share=1.0)
+
+
+def test_position_decides_rate_judgements_and_end(tmp_path: Path) -> None:
+    # Each step counts three of the twelve: four steps in all, judged at the half and at the end.
+    task, plan = Task(), replace(PLAN, evaluations=2, schedule="multi_step")
+    trained = train(
+        task.network, task.batch_loss, task.judge, plan,
+        generators={"noise": task.noise}, folder=tmp_path, fingerprint="same", seed=0,
+        device=torch.device("cpu"), position=lambda step: 3.0 * step,
+    )  # fmt: skip
+    assert trained.steps == 4
+    assert [entry["step"] for entry in trained.history] == [2, 4]
+    assert [entry["lr"] for entry in trained.history] == pytest.approx([0.05, 0.0005])
