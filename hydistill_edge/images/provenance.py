@@ -9,6 +9,7 @@ Two files that a person or a crawler writes, both plain text:
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -105,7 +106,7 @@ def read_exclusions(path: Path) -> Exclusions:
 
     Raises:
         MissingFileError: no such file.
-        ImageSourceError: no text, or a hash that is none.
+        ImageSourceError: it cannot be read, or a hash is none.
     """
     entries = [line.strip() for line in _text(path).splitlines()]
     try:
@@ -131,7 +132,7 @@ def exclusions_of(entries: Iterable[str]) -> Exclusions:
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     text = _text(path)
     if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(text.splitlines())
+        reader = csv.DictReader(io.StringIO(text, newline=""))
         if "id" not in (reader.fieldnames or ()):
             raise ImageSourceError(
                 f"{path}: its first line is {', '.join(reader.fieldnames or ['empty'])}; expected "
@@ -153,8 +154,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
     except FileNotFoundError as error:
         raise MissingFileError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ImageSourceError(f"{path}: cannot be read as text ({error})") from error
