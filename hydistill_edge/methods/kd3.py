@@ -1,0 +1,593 @@
+"""KD³: distillation from a pool of web images; teacher and student choose those that fit.
+
+Source: Tang, Chen, Niu, Sugiyama and Gong 2023, "Distribution Shift Matters for Knowledge
+Distillation with Webly Collected Images", arXiv:2307.11469.
+
+Web images differ from the teacher's own in two ways: what they show is often none of its classes,
+and they look different (drawings, sketches, product shots). Three parts answer that:
+
+- selection: before every epoch teacher and student together score the pool, and only images above
+  the bar of their class are trained on; the student's say grows (`images/selection.py`);
+- weighted alignment: the student's projected feature map becomes the teacher's, images on which
+  both disagree count up to twice as much, and the teacher's classifier is used as it is;
+- mixing: the same image in another one's colors must have the same embedding.
+
+What it needs: a teacher whose logits are a linear layer of its last map's mean, and a pool.
+What it gives: a student of backbone, projector and the teacher's classifier as one network, and a
+record of which images were used, when and why.
+
+Where this departs from the released code, and why:
+
+- The pool is scored in one deterministic view with the teacher's stored logits, without gradients.
+- Images are mixed as pixels in [0, 1], unclamped: the same up to the networks' normalisations,
+  each of which knows its own statistics.
+- A selection that is too small is replaced by the most confident hundredth of the pool, and said.
+- Nesterov momentum, no weight decay on biases and norms, and the latest weights whose agreement on
+  a hold-out is within a standard error of the highest: the released code took the best test epoch.
+- A last batch of a single image joins the one before it: batch norm needs a spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hydistill_edge.errors import MethodError, UsageError
+from hydistill_edge.images.augment import Augment, AugmentSettings
+from hydistill_edge.images.decisions import Decisions, read_decisions
+from hydistill_edge.images.selection import (
+    FALLBACK_SHARE,
+    Combine,
+    PoolBatch,
+    Rows,
+    Scores,
+    Selection,
+    class_thresholds,
+    score_pool,
+    select,
+    teacher_share,
+)
+from hydistill_edge.images.selection_record import SelectionRecord, source_of
+from hydistill_edge.images.transfer_set import TransferSet
+from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint
+from hydistill_edge.methods.pool import Pool, is_real, judge_on, split
+from hydistill_edge.models.heads import EMBEDDING, EmbeddingHead
+from hydistill_edge.models.projected import StudentParts, project
+from hydistill_edge.models.projector import Parts, ProjectorForm, match_maps
+from hydistill_edge.models.student import Student
+from hydistill_edge.models.taps import eval_mode
+from hydistill_edge.models.teacher import Teacher
+from hydistill_edge.objectives.alignment import (
+    disagreement_weights,
+    feature_alignment,
+    weighted_alignment,
+)
+from hydistill_edge.objectives.style import draw_partners, mix_distribution, nt_xent
+from hydistill_edge.training.loop import Judgement, Plan, Progress, train
+from hydistill_edge.training.optimizers import OptimizerName
+from hydistill_edge.training.precision import Precision
+
+RECORD = "selection"
+"""Folder in the work directory with the selections of a training that is under way."""
+
+AUDIT = "selection.json"
+"""The audit record among the documents."""
+
+PUBLISHED_EPOCHS = 240
+"""The epochs on whose scale the teacher's share is published; other lengths are stretched to it."""
+
+SelectionKind = Literal["dynamic", "all", "random"]
+
+
+@dataclass(frozen=True)
+class KD3Settings:
+    """How the student is trained; the defaults are the published ones.
+
+    The three stages are switched by `selection`, `weights` and `mixing`.
+
+    Attributes:
+        epochs: passes over what is selected.
+        steps_per_epoch: optimizer steps in each; null for one pass over what is selected.
+        batch: images per step.
+        selection: `dynamic` as published; `all` takes the whole pool; `random` takes as many images
+            as `dynamic` would, at random.
+        threshold: bar of the most frequent class; the others' are lower.
+        takeover: epoch of 240 from which the student selects alone.
+        curve: how sharply the teacher's share falls before.
+        curve_epochs: length of that curve in epochs of 240.
+        combine: `logits` as published, or `probabilities` where the two networks' logits differ in
+            scale.
+        fallback_share: share of the pool that is taken where fewer than two batches pass; 0 for
+            never.
+        decisions: file with decisions of people on single images (`hydistill review`).
+        weights: weigh images by the disagreement of student and teacher.
+        mixing: contrast every image with itself in another one's colors.
+        contrast_weight: of the contrastive terms.
+        contrast_temperature: above 0.
+        teacher_contrast: train an embedding of the teacher too. It does not reach the student.
+        beta: of the Beta distribution of the shares of style.
+        embedding: length of an embedding.
+        projector: from the student's map to the teacher's; null for the published one.
+        optimizer: `sgd` (Nesterov) or `adamw`.
+        learning_rate: peak of the schedule.
+        schedule: `three_step` (a tenth from 62.5, 75 and 87.5 % on) as published, or another.
+        weight_decay: of weights; biases and norms have none.
+        flip: mirror half of the images. Wrong where left and right differ in meaning.
+        augment: strengths in full; null for crops of 8 to 100 % of the area, and `flip`.
+        ema_share: an averaged student reaches back over this share of all steps; 0 for none.
+        holdout: share of the pool that chooses the weights; never trained on.
+        evaluations: how often the hold-out is asked.
+        max_seconds: wall time after which training ends, its schedule compressed; null for none.
+        precision: `auto`, `float32` or `bf16`.
+        checkpoint_seconds: wall time between checkpoints.
+
+    Raises:
+        UsageError: a value is out of range; all problems are listed.
+    """
+
+    epochs: int = PUBLISHED_EPOCHS
+    steps_per_epoch: int | None = None
+    batch: int = 1024
+    selection: SelectionKind = "dynamic"
+    threshold: float = 0.95
+    takeover: float = 120.0
+    curve: float = 5.0
+    curve_epochs: float = 160.0
+    combine: Combine = "logits"
+    fallback_share: float = FALLBACK_SHARE
+    decisions: str | None = None
+    weights: bool = True
+    mixing: bool = True
+    contrast_weight: float = 0.001
+    contrast_temperature: float = 0.3
+    teacher_contrast: bool = True
+    beta: float = 0.1
+    embedding: int = EMBEDDING
+    projector: ProjectorForm | None = None
+    optimizer: OptimizerName = "sgd"
+    learning_rate: float = 0.05
+    schedule: str = "three_step"
+    weight_decay: float = 5e-4
+    flip: bool = True
+    augment: AugmentSettings | None = None
+    ema_share: float = 0.0
+    holdout: float = 0.1
+    evaluations: int = 20
+    max_seconds: float | None = None
+    precision: Precision = "auto"
+    checkpoint_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} is {value}; expected {wanted}"
+            for name, value, holds, wanted in (
+                ("epochs", self.epochs, self.epochs >= 1, "at least 1"),
+                (
+                    "steps_per_epoch",
+                    self.steps_per_epoch,
+                    self.steps_per_epoch is None or self.steps_per_epoch >= 1,
+                    "at least 1 or none",
+                ),
+                ("batch", self.batch, self.batch >= 2, "at least 2 (BatchNorm needs a spread)"),
+                (
+                    "selection",
+                    self.selection,
+                    self.selection in get_args(SelectionKind),
+                    ", ".join(get_args(SelectionKind)),
+                ),
+                (
+                    "combine",
+                    self.combine,
+                    self.combine in get_args(Combine),
+                    ", ".join(get_args(Combine)),
+                ),
+                ("threshold", self.threshold, 0 <= self.threshold < 1, "a number in [0, 1)"),
+                ("curve_epochs", self.curve_epochs, self.curve_epochs > 0, "more than 0"),
+                (
+                    "fallback_share",
+                    self.fallback_share,
+                    0 <= self.fallback_share <= 1,
+                    "a share in [0, 1]",
+                ),
+                ("contrast_weight", self.contrast_weight, self.contrast_weight >= 0, "at least 0"),
+                (
+                    "contrast_temperature",
+                    self.contrast_temperature,
+                    self.contrast_temperature > 0,
+                    "more than 0",
+                ),
+                ("beta", self.beta, self.beta > 0, "more than 0"),
+                ("embedding", self.embedding, self.embedding >= 1, "at least 1"),
+                ("holdout", self.holdout, 0 < self.holdout < 1, "a share between 0 and 1"),
+            )
+            if not holds
+        ]
+        try:
+            self.plan(1)
+        except UsageError as error:
+            if self.epochs >= 1:
+                problems.append(str(error).removeprefix("training plan: "))
+        if problems:
+            raise UsageError("kd3 settings: " + "; ".join(problems))
+
+    def plan(self, steps_per_epoch: int) -> Plan:
+        """Return what the training loop needs of this."""
+        return Plan(
+            steps=self.epochs * steps_per_epoch,
+            learning_rate=self.learning_rate,
+            schedule=self.schedule,
+            optimizer=self.optimizer,
+            weight_decay=self.weight_decay,
+            ema_share=self.ema_share,
+            evaluations=self.evaluations,
+            max_seconds=self.max_seconds,
+            checkpoint_seconds=self.checkpoint_seconds,
+            precision=self.precision,
+        )
+
+    def augmentation(self) -> AugmentSettings:
+        """Return the strengths of the augmentation."""
+        if self.augment is not None:
+            return self.augment
+        return AugmentSettings(resized_crop=0.92, flip=0.5 * self.flip)
+
+    def teacher_share(self, epoch: int) -> float:
+        """Return the teacher's say in an epoch, counted from 1."""
+        published = 1.0 + (epoch - 1) * PUBLISHED_EPOCHS / self.epochs
+        return teacher_share(
+            published, takeover=self.takeover, curve=self.curve, curve_epochs=self.curve_epochs
+        )
+
+
+def distill(
+    teacher: Teacher,
+    student: Student,
+    transfer: TransferSet,
+    settings: KD3Settings | None = None,
+    *,
+    workdir: Path,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Distilled:
+    """Train a copy of the student's backbone, with a projector, on what is selected of the pool.
+
+    Args:
+        teacher: frozen; its classifier becomes the student's.
+        student: gives the backbone; it is not changed. The trained student is another one, with
+            projector and classifier.
+        transfer: the pool with the teacher's logits; labels are not looked at.
+        settings: how to train.
+        workdir: where the checkpoint lies. Called again after a kill, with the same arguments,
+            training goes on and ends with the same result.
+        seed: of everything that is drawn.
+        device: where to train.
+        progress: called with (steps done, steps in all, the last metrics).
+
+    Returns:
+        The student, and the audit record among the documents (`selection.json`).
+
+    Raises:
+        MethodError: classes differ, the teacher's classifier cannot be shared, too few images, no
+            image passes and there is no fallback, or the loss is no longer finite.
+    """
+    settings = settings or KD3Settings()
+    device = torch.device(device)
+    check_fit(teacher, student, transfer)
+    teacher.to(device).to(memory_format=torch.channels_last)
+    trained_network = _Trained(student, teacher, settings, seed).to(device)
+    decisions = read_decisions(Path(settings.decisions)) if settings.decisions else Decisions()
+    train_on, held_out = split(transfer, settings.holdout, seed)
+    pool = Pool(transfer, device)
+    epochs = _Epochs(
+        transfer, pool, _allowed(transfer, train_on, decisions), trained_network, settings, seed,
+        folder=workdir / RECORD, accepted=_named(transfer, train_on, decisions.ids("accept")),
+    )  # fmt: skip
+    generators = {
+        # One each, so that views are the same with and without mixing.
+        "views": torch.Generator(device).manual_seed(seed),
+        "styles": torch.Generator(device).manual_seed(seed + 1),
+    }
+    augment = Augment(settings.augmentation())
+
+    def batch_loss(network: nn.Module, step: int) -> Tensor:
+        images = augment(pool.images(epochs.rows_at(step)), generator=generators["views"])
+        images = images.contiguous(memory_format=torch.channels_last)
+        seen: _Seen = network(images)
+        with torch.no_grad():
+            target = teacher.features(images)
+        student_map, teacher_map = match_maps(seen.parts.projected, target.final_map)
+        if settings.weights:
+            weights = disagreement_weights(seen.parts.logits, target.logits)
+            loss = weighted_alignment(student_map, teacher_map, weights=weights)
+        else:
+            loss = feature_alignment(student_map, teacher_map)
+        if not settings.mixing:
+            return loss
+        partners, shares = draw_partners(
+            len(images), beta=settings.beta, generator=generators["styles"]
+        )
+        mixed = mix_distribution(images, partners=partners, shares=shares)
+        contrast = nt_xent(
+            seen.embedding, network(mixed).embedding, temperature=settings.contrast_temperature
+        )
+        if settings.teacher_contrast:
+            with torch.no_grad():
+                other = teacher.features(mixed).penultimate
+            head = trained_network.teacher_head
+            contrast = contrast + nt_xent(
+                head(target.penultimate), head(other), temperature=settings.contrast_temperature
+            )
+        return loss + settings.contrast_weight * contrast
+
+    judge = judge_on(pool, held_out, is_real(transfer), settings.batch)
+
+    def judge_student(network: nn.Module) -> Judgement:
+        assert isinstance(network, _Trained)
+        return judge(network.student)
+
+    outcome = train(
+        trained_network,
+        batch_loss,
+        judge_student,
+        settings.plan(epochs.nominal),
+        generators=generators,
+        folder=workdir,
+        fingerprint=_fingerprint(teacher, student, transfer, settings, seed, decisions),
+        seed=seed,
+        device=device,
+        progress=progress,
+        memory=epochs,
+        position=epochs.position,
+    )
+    return Distilled(
+        student=trained_network.student,
+        history=outcome.history,
+        holdout_agreement=outcome.best.metrics["holdout_agreement"],
+        holdout_rows=held_out,
+        steps=outcome.steps,
+        best_step=outcome.best_step,
+        resumed_at=outcome.resumed_at,
+        seconds=outcome.seconds,
+        documents={AUDIT: epochs.audit()},
+    )
+
+
+class _Seen(NamedTuple):
+    """What one pass of the student gives: its parts, and an embedding (N, D) of length 1."""
+
+    parts: Parts
+    embedding: Tensor
+
+
+class _Trained(nn.Module):
+    """All that is trained: the student with its projector, and the heads that only training needs.
+
+    Args:
+        student: gives the backbone, which is copied.
+        teacher: gives the classifier, which is copied and stays frozen.
+        settings: of projector and heads.
+        seed: of the new weights.
+    """
+
+    def __init__(
+        self, student: Student, teacher: Teacher, settings: KD3Settings, seed: int
+    ) -> None:
+        super().__init__()
+        self.student_parts = StudentParts(
+            project(student, teacher, form=settings.projector, seed=seed)
+        )
+        with torch.no_grad(), eval_mode(self):
+            pixels = torch.full((1, student.channels, *student.size), 0.5)
+            parameter = next(self.parameters())
+            vector = self.student_parts(pixels.to(parameter.device)).vector
+            pixels = pixels.to(next(teacher.parameters()).device)
+            penultimate = teacher.features(pixels).penultimate
+        self.student_head = EmbeddingHead(
+            vector.shape[1], embedding=settings.embedding, seed=seed + 1
+        )
+        self.teacher_head = EmbeddingHead(
+            penultimate.shape[1], embedding=settings.embedding, seed=seed + 2
+        )
+
+    @property
+    def student(self) -> Student:
+        """The student that is deployed."""
+        return self.student_parts.student
+
+    def forward(self, pixels: Tensor) -> _Seen:
+        """Return parts and embedding of pixels (N, C, H, W), which may leave [0, 1]."""
+        parts: Parts = self.student_parts(pixels)
+        return _Seen(parts, self.student_head(parts.vector))
+
+
+class _Epochs:
+    """Which images each step sees: one selection per epoch, in shuffled batches.
+
+    It is the loop's `Memory`: a resumed run goes on within its epoch, with the same selection.
+
+    Args:
+        transfer: the whole set.
+        pool: its images and logits on the device.
+        rows: places that may be selected.
+        network: what is trained; it scores as it is at the beginning of an epoch.
+        settings: how to select.
+        seed: of the order.
+        folder: where the selections are kept.
+        accepted: places that are selected in any case.
+
+    Attributes:
+        nominal: steps of an epoch if everything were selected.
+    """
+
+    def __init__(
+        self,
+        transfer: TransferSet,
+        pool: Pool,
+        rows: Rows,
+        network: _Trained,
+        settings: KD3Settings,
+        seed: int,
+        *,
+        folder: Path,
+        accepted: Rows,
+    ) -> None:
+        self._transfer = transfer
+        self._pool = pool
+        self._rows = np.sort(rows)
+        self._network = network
+        self._settings = settings
+        self._seed = seed
+        self._accepted = accepted
+        self._ids = transfer.ids.take(self._rows)
+        self._record = SelectionRecord(
+            folder, self._rows, class_names=transfer.classes, groups=source_of(self._ids)
+        )
+        self.nominal = settings.steps_per_epoch or max(1, -(-len(rows) // settings.batch))
+        self._epoch = 0
+        self._first = 0
+        self._batches: list[Rows] = []
+
+    def position(self, step: int) -> float:
+        """Return how far training is, on a scale on which every epoch has `nominal` steps."""
+        done, length = step - self._first, len(self._batches)
+        if done == length:
+            return float(self._epoch * self.nominal)
+        return (self._epoch - 1 + done / length) * self.nominal
+
+    def rows_at(self, step: int) -> Rows:
+        """Return the places in the transfer set that a step sees; an epoch begins by selecting."""
+        if step - self._first == len(self._batches):
+            self._record.keep_to(self._epoch)
+            self._epoch, self._first = self._epoch + 1, step
+            selection, scores = self._select()
+            self._record.write(self._epoch, selection, scores)
+            self._batches = self._shuffled(selection.rows)
+        return self._batches[step - self._first]
+
+    def to_values(self) -> Mapping[str, Any]:
+        """Return where training is; the selections themselves lie in the record."""
+        return {"epoch": self._epoch, "first_step": self._first}
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Go on within an epoch."""
+        self._epoch, self._first = values["epoch"], values["first_step"]
+        if self._epoch:
+            self._batches = self._shuffled(self._record.rows(self._epoch))
+
+    def audit(self) -> dict[str, Any]:
+        """Return what was selected, when and why."""
+        return self._record.audit(self._ids)
+
+    def _select(self) -> tuple[Selection, Scores]:
+        settings = self._settings
+        if settings.selection == "all":
+            return self._everything()
+        with eval_mode(self._network):
+            scores = score_pool(
+                self._pool_batches(),
+                student=self._network.student,
+                share=settings.teacher_share(self._epoch),
+                classes=len(self._transfer.classes),
+                combine=settings.combine,
+            )
+        selection = select(
+            scores,
+            threshold=settings.threshold,
+            minimum=2 * settings.batch,
+            fallback_share=settings.fallback_share,
+            accepted=self._accepted,
+            class_names=self._transfer.classes,
+        )
+        if settings.selection == "random":
+            selection = self._random(selection, scores)
+        return selection, scores
+
+    def _pool_batches(self) -> Iterator[PoolBatch]:
+        for start in range(0, len(self._rows), self._settings.batch):
+            rows = self._rows[start : start + self._settings.batch]
+            yield PoolBatch(rows, self._pool.images(rows), self._pool.logits(rows))
+
+    def _everything(self) -> tuple[Selection, Scores]:
+        """Return the whole pool; scores are the teacher's stored ones."""
+        transfer, rows = self._transfer, self._rows
+        scores = Scores(
+            rows,
+            transfer.confidences[rows],
+            transfer.pseudo_labels[rows],
+            np.zeros(len(rows), np.float32),
+            share=1.0,
+            class_count=len(transfer.classes),
+        )
+        predicted = np.bincount(scores.classes, minlength=scores.class_count)
+        ratios, _ = class_thresholds(predicted)
+        note = "selection is off: every image of the pool is taken"
+        return Selection(
+            rows, predicted, ratios, np.zeros(len(ratios)), predicted, 1.0, notes=(note,)
+        ), scores
+
+    def _random(self, selection: Selection, scores: Scores) -> Selection:
+        """Return as many images as were selected, drawn from the whole pool."""
+        choice = np.random.default_rng([self._seed, 1, self._epoch])
+        places = np.sort(choice.choice(len(scores), len(selection), replace=False))
+        return Selection(
+            scores.rows[places],
+            selection.predicted,
+            selection.ratios,
+            selection.thresholds,
+            np.bincount(scores.classes[places], minlength=scores.class_count),
+            selection.share,
+            notes=(*selection.notes, "random: as many images as pass, whichever"),
+        )
+
+    def _shuffled(self, rows: Rows) -> list[Rows]:
+        """Cut the selection into batches: one pass, or passes up to the asked number of steps."""
+        batch, wanted = self._settings.batch, self._settings.steps_per_epoch
+        choice = np.random.default_rng([self._seed, 0, self._epoch])
+        order = choice.permutation(rows)
+        if wanted is None:
+            cuts = list(range(batch, len(order), batch))
+            if cuts and len(order) - cuts[-1] == 1:
+                cuts.pop()
+            return np.split(order, cuts)
+        while len(order) < wanted * batch:
+            order = np.concatenate([order, choice.permutation(rows)])
+        return [order[start : start + batch] for start in range(0, wanted * batch, batch)]
+
+
+def _allowed(transfer: TransferSet, rows: Rows, decisions: Decisions) -> Rows:
+    """Return the places that no person has ruled out."""
+    barred = _named(transfer, rows, decisions.ids("reject", "delete"))
+    allowed = rows[~np.isin(rows, barred)]
+    if len(allowed) < 2:
+        raise MethodError(
+            f"{len(allowed)} of {len(rows)} images of the pool are left after the decisions; "
+            "expected at least 2: reject fewer, or give more images"
+        )
+    return allowed
+
+
+def _named(transfer: TransferSet, rows: Rows, ids: list[str]) -> Rows:
+    """Return the places, among some, of the images with these ids."""
+    wanted = set(ids)
+    if not wanted:
+        return np.zeros(0, np.int64)
+    names = transfer.ids.take(rows)
+    return rows[np.array([name in wanted for name in names], np.bool_)]
+
+
+def _fingerprint(
+    teacher: Teacher,
+    student: Student,
+    transfer: TransferSet,
+    settings: KD3Settings,
+    seed: int,
+    decisions: Decisions,
+) -> str:
+    return f"{fingerprint(teacher, student, transfer, settings, seed)}-{decisions.digest}"
