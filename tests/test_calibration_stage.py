@@ -57,6 +57,32 @@ def test_images_come_from_the_student_when_asked(work: Work) -> None:
     assert all(name.startswith("student-inverted-") for name in choice["ids"])
 
 
+def test_real_images_stand_in_for_batchnorm_and_are_apart(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: dict[str, object] = {}
+
+    def refuse(_: object, **given: object) -> None:
+        handed.update(given)
+        raise InterruptedError
+
+    monkeypatch.setattr("hydistill_edge.synthesis.inversion.invert", refuse)
+    monkeypatch.setattr(calibration, "MIN_REFERENCE", 1)
+    changes = {
+        "calibration": work.recipe.calibration.model_copy(update={"source": "student"}),
+        "parity": work.recipe.parity.model_copy(update={"images": 20}),  # leaves some over
+    }
+    asked = Work(work.recipe.model_copy(update=changes), work.run, quiet)
+    with pytest.raises(InterruptedError), work.run:
+        calibration.run(asked)
+    rows = np.concatenate([asked.partition.parity, asked.partition.golden])
+    taken = {image.tobytes() for image in work.transfer.images(rows)}
+    given = handed["real"]
+    assert isinstance(given, np.ndarray)
+    assert len(given) > 0
+    assert not taken & {image.tobytes() for image in given}
+
+
 def test_quality_is_a_gate_of_every_int8_artifact(run_copy: Path) -> None:
     summary = json.loads((run_copy / "summary.json").read_text("utf-8"))
     for artifact in summary["artifacts"]:

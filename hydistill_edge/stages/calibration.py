@@ -19,6 +19,7 @@ from hydistill_edge.calibration.layer_quality import LayerMoments
 from hydistill_edge.calibration.quality import Quality, judge_quality
 from hydistill_edge.errors import RunDirectoryError
 from hydistill_edge.run_directory import read_json, write_bytes, write_json
+from hydistill_edge.stages.images import MAX_REFERENCE, MIN_REFERENCE
 from hydistill_edge.stages.logits import network_logits
 from hydistill_edge.stages.work import Work
 from hydistill_edge.targets.base import Images
@@ -160,6 +161,7 @@ def _from_student(work: Work) -> Candidates:
         work.student,
         count=count,
         settings=recipe.images.synthetic.inversion,
+        real=_stand_ins(work),
         seed=recipe.seed + 1,  # never the images that the teacher gave under this seed
         device=work.torch_device,
         progress=progress,
@@ -169,6 +171,17 @@ def _from_student(work: Work) -> Candidates:
     return Candidates(
         lambda rows: found.images[rows], content_hashes(found.images), labels, ids, "student"
     )
+
+
+def _stand_ins(work: Work) -> Images | None:
+    """Return real images for a student without BatchNorm; None where there are too few.
+
+    None of those that parity is proven on or that travel: they must be new to the artifact.
+    """
+    transfer, parts = work.transfer, work.partition
+    real = np.flatnonzero(transfer.origins == "real")
+    rows = np.setdiff1d(real, np.concatenate([parts.parity, parts.golden]))
+    return transfer.images(rows[:MAX_REFERENCE]) if len(rows) >= MIN_REFERENCE else None
 
 
 def _real_reference(work: Work) -> Images:
