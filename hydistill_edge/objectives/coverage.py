@@ -157,7 +157,8 @@ def class_statistics(features: Tensor, classes: Tensor, *, count: int) -> ClassS
     """
     _check_features(features, classes)
     wide = features if features.dtype == torch.float64 else features.float()
-    member = torch.nn.functional.one_hot(classes, count).to(wide.dtype)
+    places = torch.arange(count, device=classes.device)
+    member = (classes[:, None] == places).to(wide.dtype)  # one_hot would wait for a GPU
     images = member.sum(dim=0)[:, None]
     mean = member.T @ wide / images.clamp_min(1.0)
     squares = member.T @ (wide - mean[classes]).square()
