@@ -20,7 +20,12 @@ from torch import Tensor, nn
 from hydistill_edge.errors import MethodError, UsageError
 from hydistill_edge.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hydistill_edge.training.ema import Ema, decay_for
-from hydistill_edge.training.optimizers import OptimizerName, create_optimizer
+from hydistill_edge.training.optimizers import (
+    OptimizerName,
+    create_optimizer,
+    load_optimizer_tensors,
+    optimizer_tensors,
+)
 from hydistill_edge.training.precision import Precision, autocast
 from hydistill_edge.training.schedules import SCHEDULES
 
@@ -308,7 +313,7 @@ class _Run:
             ("ema", self._ema.network.state_dict()),
             ("best", self.best_weights),
             ("generator", {name: g.get_state() for name, g in self._generators.items()}),
-            ("optimizer", _optimizer_tensors(self._optimizer)),
+            ("optimizer", optimizer_tensors(self._optimizer)),
         ):
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in group.items()}
         values = {
@@ -334,7 +339,7 @@ class _Run:
         self._network.load_state_dict(checkpoint.group("network"))
         self._ema.network.load_state_dict(checkpoint.group("ema"))
         self._ema.updates = values["ema_updates"]
-        _load_optimizer(self._optimizer, checkpoint.group("optimizer"))
+        load_optimizer_tensors(self._optimizer, checkpoint.group("optimizer"))
         for name, generator in self._generators.items():
             generator.set_state(checkpoint.tensors[f"generator.{name}"])
         torch.set_rng_state(checkpoint.tensors["random.cpu"])
@@ -377,29 +382,6 @@ def _check_finite(loss_sum: Tensor, step: int, rate: float) -> None:
             f"{rate:.3g}); expected finite numbers: lower the learning rate, or look for NaN in "
             "the teacher's logits and the images"
         )
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{index}.{name}": value
-        for index, entry in optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
-    groups: list[dict[str, Any]] = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    # A fused optimizer walks weights and momenta in memory order, so both must be laid out alike.
-    for parameter, entry in optimizer.state.items():
-        for name, tensor in entry.items():
-            if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
-                entry[name] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 
 @contextmanager

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hydistill_edge.errors import UsageError
 
@@ -49,3 +50,28 @@ def create_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=(momentum, 0.999), fused=True)
     raise UsageError(f'optimizer "{name}" is unknown; expected "sgd" or "adamw"')
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return an optimizer's state, by parameter number and name, for a checkpoint."""
+    return {
+        f"{index}.{name}": value
+        for index, entry in optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Take over what `optimizer_tensors` returned."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = tensor
+    groups: list[dict[str, Any]] = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    # A fused optimizer walks weights and momenta in memory order, so both must be laid out alike.
+    for parameter, entry in optimizer.state.items():
+        for name, tensor in entry.items():
+            if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
+                entry[name] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
