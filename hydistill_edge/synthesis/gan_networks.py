@@ -10,6 +10,7 @@ width falls with the side; above, blocks are added at the end that has the most 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -144,8 +145,7 @@ class GanGenerator(nn.Module):
             torch.default_generator.manual_seed(seed)
             self.first = nn.Linear(NOISE, widths[0] * self.start[0] * self.start[1])
             self.blocks = nn.ModuleList(
-                UpBlock(before, after, classes)
-                for before, after in zip(widths, widths[1:], strict=False)
+                UpBlock(before, after, classes) for before, after in pairwise(widths)
             )
             self.norm = nn.BatchNorm2d(widths[-1], eps=1e-5, momentum=0.1)
             self.last = nn.Conv2d(widths[-1], channels, 3, padding=1)
