@@ -55,6 +55,21 @@ STAGES: Mapping[str, Callable[[Work], None]] = {
     "report": summary.run,
 }
 
+READS: Mapping[str, tuple[str, ...]] = {
+    "teacher": (),
+    "images": ("teacher",),
+    "student": ("teacher", "images"),
+    "graph": ("student",),
+    "calibration": ("graph", "images"),
+    "targets": ("graph", "calibration"),
+    "parity": ("images", "student", "graph", "targets"),
+    "latency": ("images", "targets"),
+    "evaluation": ("teacher", "student", "targets"),
+    "bundle": ("student", "images", "targets", "parity", "latency", "evaluation"),
+    "report": ("teacher", "student", "images", "targets", "parity", "latency", "evaluation"),
+}
+"""Stage -> the stages whose results it reads."""
+
 RECORDED_PACKAGES = (
     "torch",
     "torchvision",
@@ -110,8 +125,21 @@ def build(
         The run directory and its summary.
 
     Raises:
+        UsageError: a stage above the one that is to run alone is stale.
         HydistillError: something could not be done; what was finished before is kept.
     """
+    return _build(recipe, out=out, only=only, fresh=fresh, report=report, look_above=True)
+
+
+def _build(
+    recipe: Recipe,
+    *,
+    out: str | Path | None,
+    only: str | None,
+    fresh: bool,
+    report: Report | None,
+    look_above: bool,
+) -> Build:
     if only is not None and only not in STAGES:
         raise UsageError(f'there is no stage "{only}"; the stages are {", ".join(STAGES)}')
     with RunDirectory(Path(out) if out is not None else Path("runs") / recipe.name) as run:
@@ -120,6 +148,8 @@ def build(
             require_builders(work)
         if only is None:
             evaluation.check(work)
+        elif look_above:
+            refuse_stale(work, only)
         for name, stage in STAGES.items():
             if fresh and only in (None, name):
                 run.forget(name)
@@ -145,6 +175,24 @@ def require_builders(work: Work) -> None:
             raise TargetUnavailableError(f"{found.why}; run {found.remedy}")
 
 
+def refuse_stale(work: Work, only: str) -> None:
+    """Refuse to run a stage alone on results that a build would make again.
+
+    Raises:
+        UsageError: a stage above it is stale.
+        MissingFileError: one has not run.
+    """
+    above = {only}
+    for name in reversed(list(STAGES)):
+        above.update(READS[name] if name in above else ())
+    report, work.report = work.report, quiet
+    with work.run.looking():
+        for name, stage in STAGES.items():
+            if name in above - {only} and work.run.has_run(name):
+                stage(work)
+    work.report = report
+
+
 def verify(path: Path, *, report: Report | None = None) -> dict[str, Any]:
     """Run the parity ladder of a finished run again; return its reports by artifact.
 
@@ -158,9 +206,12 @@ def verify(path: Path, *, report: Report | None = None) -> dict[str, Any]:
 
 
 def repeat(recipe: Recipe, path: Path, stage: str, *, report: Report | None = None) -> None:
-    """Run one stage of a finished run again, and the report with what it found."""
-    build(recipe, out=path, only=stage, fresh=True, report=report)
-    build(recipe, out=path, only="report", report=report)
+    """Run one stage of a finished run again, and the report with what it found.
+
+    The run may stand on another machine than its teacher and images: nobody looks for them.
+    """
+    for only in (stage, "report"):
+        _build(recipe, out=path, only=only, fresh=only == stage, report=report, look_above=False)
 
 
 def open_recipe(path: Path) -> Recipe:

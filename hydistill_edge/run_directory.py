@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hydistill_edge.errors import MissingFileError, NoSpaceError, RunDirectoryError
+from hydistill_edge.errors import MissingFileError, NoSpaceError, RunDirectoryError, UsageError
 
 LOCK_NAME = "run.lock"
 STAGES_FOLDER = "stages"
@@ -152,6 +152,7 @@ class RunDirectory:
         self.path = path
         self._lock_fd: int | None = None
         self._anew: set[str] = set()
+        self._looking = False
 
     def __enter__(self) -> RunDirectory:
         import fcntl  # POSIX only, as is the host side
@@ -217,6 +218,25 @@ class RunDirectory:
         files = [self.path / path for path in record.outputs]
         return record.digest == _digest_of_outputs(record.outputs, files)
 
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Run no stage and drop nothing meanwhile: a finished stage that is stale is refused.
+
+        A stage without a record passes: the one that reads it tells that it is missing.
+        """
+        self._looking = True
+        try:
+            yield
+        finally:
+            self._looking = False
+
+    def has_run(self, stage: str) -> bool:
+        """Say whether the stage, or a part of it, is recorded as finished."""
+        return any(
+            path.stem.partition(".")[0] == stage
+            for path in (self.path / STAGES_FOLDER).glob(f"{stage}*.json")
+        )
+
     def folder_stage(
         self, stage: str, inputs: str, folder: str, make: Callable[[Path], None]
     ) -> bool:
@@ -225,7 +245,7 @@ class RunDirectory:
         The temporary folder survives a killed run, so that a stage with checkpoints of its own
         can go on from them; it is thrown away when the inputs have changed.
         """
-        if self.is_current(stage, inputs):
+        if self._is_done(stage, inputs):
             return False
         final = self.path / folder
         partial = final.with_name(f".{final.name}.{inputs[:12]}{PARTIAL_SUFFIX}")
@@ -249,7 +269,7 @@ class RunDirectory:
 
     def file_stage(self, stage: str, inputs: str, file: str, make: Callable[[], str]) -> bool:
         """Write the text that `make()` returns unless the stage is current; True when it ran."""
-        if self.is_current(stage, inputs):
+        if self._is_done(stage, inputs):
             return False
         started = time.monotonic()
         with space_errors(self.path / file):
@@ -267,11 +287,40 @@ class RunDirectory:
             if path.stem == stage or path.stem.startswith(f"{stage}."):
                 path.unlink()
 
+    def drop(self, path: str, *stages: str) -> None:
+        """Remove what an earlier recipe made: records of stages, then their file or folder."""
+        if self._looking:
+            return
+        for stage in stages:
+            self.forget(stage)
+        made = self.path / path
+        if made.is_dir():
+            shutil.rmtree(made, ignore_errors=True)
+        else:
+            made.unlink(missing_ok=True)
+
     def wall_s(self) -> dict[str, float]:
         """Return the seconds each finished stage took when it last ran."""
         names = sorted(path.stem for path in (self.path / STAGES_FOLDER).glob("*.json"))
         records = [record for name in names if (record := self.record(name))]
         return {record.stage: round(record.wall_s, 3) for record in records}
+
+    def _is_done(self, stage: str, inputs: str) -> bool:
+        """Say whether a stage has nothing to do.
+
+        Raises:
+            UsageError: while looking, where it has.
+        """
+        if self.is_current(stage, inputs):
+            return True
+        if self._looking and self.record(stage) is not None:
+            name = stage.partition(".")[0]
+            raise UsageError(
+                f"stage {name} of {self.path} is stale: the recipe, a file that it names or what "
+                f"the stage had made is not the same any more; build without --only, or run "
+                f"--only {name} first"
+            )
+        return self._looking
 
     def _is_ours(self) -> bool:
         """Say whether the folder may become, or is, a run directory: nobody else's files in it."""

@@ -373,6 +373,60 @@ def test_stage_that_comes_out_the_same_again_makes_no_other_stale(
     assert ran(before, records(run_copy)) == {stage}
 
 
+@pytest.mark.parametrize(
+    ("only", "sections", "stale"),
+    [
+        ("graph", {"training": {"steps": 7}}, "student"),
+        ("bundle", {"parity": {"images": 60}}, "calibration"),
+        ("bundle", {"latency": {"threads": 2}}, "latency"),
+        ("report", {"gates": {"int8_agreement_real": 0.01}}, "parity"),
+    ],
+)
+def test_stage_alone_is_refused_when_a_stage_above_it_is_stale(
+    only: str,
+    sections: Mapping[str, Any],
+    stale: str,
+    tiny_inputs: Any,
+    run_copy: Path,
+    tmp_path: Path,
+    refused: Any,
+    contents: Contents,
+) -> None:
+    recipe = tiny_inputs.recipe(tmp_path / "recipe.yaml", **sections)
+    before = contents(run_copy)
+
+    says = (f"stage {stale}", "stale", f"--only {stale}", "without --only")
+    refused("build", recipe, "--out", run_copy, "--only", only, code=2, says=says)
+
+    assert contents(run_copy) == before
+
+
+@pytest.mark.parametrize("only", STAGES)
+def test_stage_alone_runs_when_only_what_it_does_not_read_has_changed(
+    only: str, tiny_inputs: Any, run_copy: Path, tmp_path: Path, hydistill: Any
+) -> None:
+    recipe = tiny_inputs.recipe(tmp_path / "recipe.yaml", bundle={"version": "2.0.0"})
+    before = records(run_copy)
+
+    answer = hydistill("build", recipe, "--out", run_copy, "--only", only, "--json")
+
+    assert "error" not in answer.value
+    assert ran(before, records(run_copy)) == {only} & {"bundle"}
+
+
+def test_refused_stage_alone_keeps_the_artifacts_of_the_earlier_recipe(
+    tiny_inputs: Any, run_copy: Path, tmp_path: Path, refused: Any, contents: Contents
+) -> None:
+    targets = [{"target": "onnxruntime", "device": "x86-avx2", "precisions": ["fp32"]}]
+    recipe = tiny_inputs.recipe(tmp_path / "recipe.yaml", targets=targets, evaluation=None)
+    before = contents(run_copy)
+
+    says = ("stage targets has not run",)
+    refused("build", recipe, "--out", run_copy, "--only", "bundle", code=3, says=says)
+
+    assert contents(run_copy) == before
+
+
 def test_report_never_shows_an_evaluation_that_the_recipe_does_not_name_any_more(
     tiny_inputs: Any, run_copy: Path, tmp_path: Path, hydistill: Any
 ) -> None:

@@ -23,8 +23,7 @@ def run(work: Work) -> None:
     source = work.recipe.evaluation
     if source is None:
         # What an earlier recipe measured, perhaps of another student, must not stand in the report.
-        work.run.forget("evaluation")
-        work.path("evaluation.json").unlink(missing_ok=True)
+        work.run.drop("evaluation.json", "evaluation")
         work.report("evaluation", 1, 1, {})
         return
     after = ("teacher", "student", *[f"targets.{planned.key}" for planned in work.planned])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -53,9 +52,8 @@ def _drop_others(work: Work) -> None:
     wanted = {planned.key for planned in work.planned}
     for folder in work.path("targets").glob("*"):
         if folder.name not in wanted and not folder.name.startswith("."):
-            for stage in ("targets", "parity", "latency"):
-                work.run.forget(f"{stage}.{folder.name}")
-            shutil.rmtree(folder, ignore_errors=True)
+            stages = (f"{stage}.{folder.name}" for stage in ("targets", "parity", "latency"))
+            work.run.drop(f"targets/{folder.name}", *stages)
 
 
 def make(work: Work, planned: Planned, folder: Path) -> None:
@@ -136,18 +134,8 @@ def _selection_images(work: Work, choice: dict[str, Any]) -> Images:
 
 def calibration_of(images: Images, choice: dict[str, Any], scheme: Scheme) -> Calibration:
     """Return what a builder needs to quantize: images, scheme, and our ranges on request."""
-    from hydistill_edge.calibration.ranges import estimate_ranges
+    from hydistill_edge.calibration.ranges import make_estimator
     from hydistill_edge.targets.onnxruntime.activations import make_activation_reader
 
-    def estimate(model: Path, tensors: Sequence[str]) -> dict[str, tuple[float, float]]:
-        ranges = estimate_ranges(
-            make_activation_reader(),
-            model,
-            tensors,
-            images,
-            method=scheme.range_estimator,
-            symmetric=scheme.symmetric_activations,
-        )
-        return {name: (found.low, found.high) for name, found in ranges.items()}
-
+    estimate = make_estimator(make_activation_reader(), images, scheme)
     return Calibration(images, tuple(choice["ids"]), choice["digest"], scheme, estimate)
