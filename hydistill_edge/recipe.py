@@ -36,13 +36,14 @@ from hydistill_edge.yaml_lines import KeyPath, line_of, parse
 METHODS = {
     "kd": "hydistill_edge.methods.kd:KDSettings",
     "rtk": "hydistill_edge.methods.rtk:RTKSettings",
+    "kd3": "hydistill_edge.methods.kd3:KD3Settings",
 }
 """Method name -> its settings dataclass, imported when a recipe asks for it.
 
 The same module holds the method's `distill`, which takes what that of `methods.kd` takes.
 """
 
-MethodName = Literal["kd", "rtk", "none"]
+MethodName = Literal["kd", "rtk", "kd3", "none"]
 
 _INVERSION = "hydistill_edge.synthesis.inversion:InversionSettings"
 _SOURCE = "hydistill_edge.images.sources:SourceSpec"
@@ -324,7 +325,7 @@ class Recipe(Section):
     method: MethodName = Field(
         default="kd",
         description="kd distills from the teacher's logits; rtk from its most influential layers "
-        "too; none takes your own trained student.",
+        "too; kd3 from the images of a web pool that fit; none takes your own trained student.",
     )
     images: ImageSection = ImageSection()
     student: Student
@@ -399,6 +400,7 @@ class Recipe(Section):
         sources = [*self.images.real, *([self.evaluation] if self.evaluation else [])]
         named += [s.path for s in sources if s.path and s.kind not in ("torchvision", "shards")]
         named += [file for s in sources for file in (s.provenance, s.exclude)]
+        named += [getattr(self.training, "decisions", None)]
         return [Path(name) for name in named if name]
 
     def to_yaml(self) -> str:
@@ -583,6 +585,8 @@ def _with_base(value: dict[str, Any], base: Path) -> dict[str, Any]:
     if isinstance(value.get("images"), Mapping) and isinstance(value["images"].get("real"), list):
         real = [source(section) for section in value["images"]["real"]]
         value["images"] = {**value["images"], "real": real}
+    if "training" in value:
+        value["training"] = absolute(value["training"], "decisions")
     if "evaluation" in value:
         value["evaluation"] = source(value["evaluation"])
     if isinstance(value.get("targets"), list):

@@ -158,6 +158,13 @@ def test_settings_of_a_method_are_checked_with_those_it_shares() -> None:
         Recipe.parse(f"method: rtk\ntraining: {{beta: -1}}\n{GOOD}")
 
 
+def test_decisions_of_people_start_at_the_recipes_folder(tmp_path: Path) -> None:
+    text = f"method: kd3\ntraining: {{decisions: sheet.csv}}\n{GOOD}"
+    recipe = Recipe.parse(text, base=tmp_path)
+    assert recipe.training.decisions == str(tmp_path / "sheet.csv")
+    assert tmp_path / "sheet.csv" in recipe.files()
+
+
 def test_schema_names_the_settings_of_images_and_method() -> None:
     schema = Recipe.json_schema()
     assert schema["additionalProperties"] is False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hydistill_edge.recipe import METHODS
 from hydistill_edge.run_directory import clear, write_json
 from hydistill_edge.stages.teacher import network_state
-from hydistill_edge.stages.work import Work
+from hydistill_edge.stages.work import Work, fingerprint
 
 if TYPE_CHECKING:
     from hydistill_edge.methods.distilled import Distilled
@@ -29,6 +29,9 @@ def run(work: Work) -> None:
     parts = [recipe.method, plain["student"], plain["training"], recipe.seed]
     parts.append(network_state(recipe.student) if own else None)
     parts.append([recipe.image_size(), recipe.class_names()])
+    decisions = getattr(recipe.training, "decisions", None)
+    if decisions is not None:
+        parts.append(fingerprint(Path(decisions)))
     after = ("teacher",) if recipe.method == "none" else ("teacher", "images")
     work.run.folder_stage(
         "student", work.inputs(parts, after=after), "student", lambda out: _make(work, out)
