@@ -1,0 +1,472 @@
+"""HiDFD: distillation from a few collected images and many that a GAN made after them.
+
+Source: Tang, Chen and Gong 2024, "Hybrid Data-Free Knowledge Distillation", arXiv:2412.13525,
+second module; the first one is `synthesis/gan.py`, and `methods/hybrid_set.py` joins the two.
+
+The student's last feature map, brought to the teacher's channels by a projector, is made equal to
+the teacher's, and the teacher's own classifier turns its mean into logits. Nothing else is asked:
+no label is used, so a wrong pseudo-label does no harm. Collected images are repeated N times among
+the synthetic ones, which moves the mixture towards the real distribution.
+
+What it needs: a teacher whose logits are a linear layer of its last map's mean, and a transfer set
+of collected and synthetic images.
+What it gives: a student of backbone, projector and the teacher's classifier as one network.
+
+Three arms can be trained under one budget of steps, to show what each part of the set is worth:
+`synthetic`, `collected` and `hybrid`.
+
+Where this departs from the released code, and why:
+
+- One list of N times the collected and once the synthetic images is shuffled anew in every pass,
+  as published, and each repeat is augmented afresh.
+- Every image is seen by student and teacher under their own normalisation; there, student images
+  had the statistics of one data set in training and of another in validation.
+- The weights that are kept are the latest whose agreement on collected images held out is within a
+  standard error of the highest; there, the best epoch on the test set was reported.
+- Nesterov momentum, and no weight decay on biases and norms.
+- The decays of the rate stand at the same shares of the budget for all arms.
+- The activation-region terms are an option of our own: the paper does not have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hydistill_edge.errors import MethodError, UsageError
+from hydistill_edge.images.augment import Augment, AugmentSettings
+from hydistill_edge.images.transfer_set import Indices, TransferSet
+from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint
+from hydistill_edge.methods.pool import Pool, is_real, judge_on, split
+from hydistill_edge.models.anatomy import probe_input
+from hydistill_edge.models.projected import StudentParts, project, projected_network
+from hydistill_edge.models.projector import Parts, ProjectorForm, match_maps
+from hydistill_edge.models.student import Student
+from hydistill_edge.models.taps import Tap, eval_mode, list_taps, reading
+from hydistill_edge.models.teacher import Teacher
+from hydistill_edge.objectives.alignment import feature_alignment
+from hydistill_edge.objectives.regions import (
+    class_activation_maps,
+    grad_cam,
+    region_consistency,
+    region_difference,
+)
+from hydistill_edge.training.loop import Judgement, Plan, Progress, train
+from hydistill_edge.training.optimizers import OptimizerName
+from hydistill_edge.training.precision import Precision
+from hydistill_edge.training.sampling import Passes
+
+Arm = Literal["synthetic", "collected", "hybrid"]
+ARMS: tuple[Arm, ...] = get_args(Arm)
+
+DOCUMENT = "hidfd.json"
+"""What was trained on and what the projector costs, among the documents."""
+
+REGION_RISE = 0.1
+"""Share of all steps over which the activation-region terms come in."""
+
+FEW_HELD_OUT = 20
+"""With fewer collected images held out, synthetic ones help to choose the weights."""
+
+_SLOW = ("mobilenet", "shufflenet", "efficientnet")
+
+
+@dataclass(frozen=True)
+class HiDFDSettings:
+    """How the student is trained; the defaults are the published ones.
+
+    Attributes:
+        arm: `hybrid`, or one of its parts alone: `synthetic`, `collected`.
+        inflation: how often each collected image stands in the list that a pass goes through.
+        epochs: passes over the hybrid list, where `steps` is null.
+        steps: optimizer steps; the same for all arms.
+        batch: images per step.
+        projector: from the student's map to the teacher's; null for the published one.
+        regions: weight of the activation-region terms, 0 for none; they come in over the first
+            tenth of the steps.
+        optimizer: `sgd` (Nesterov) or `adamw`.
+        learning_rate: peak of the schedule; null for 0.05, and 0.01 for MobileNet, ShuffleNet and
+            EfficientNet.
+        schedule: `three_step` (a tenth from 62.5, 75 and 87.5 % on) as published, or another.
+        weight_decay: of weights; biases and norms have none.
+        flip: mirror half of the images. Wrong where left and right differ in meaning.
+        augment: strengths in full; null for crops of 8 to 100 % of the area, and `flip`.
+        ema_share: an averaged student reaches back over this share of all steps; 0 for none.
+        holdout: share of the images that chooses the weights; never trained on.
+        evaluations: how often the hold-out is asked.
+        max_seconds: wall time after which training ends, its schedule compressed; null for none.
+        precision: `auto`, `float32` or `bf16`.
+        checkpoint_seconds: wall time between checkpoints.
+
+    Raises:
+        UsageError: a value is out of range; all problems are listed.
+    """
+
+    arm: Arm = "hybrid"
+    inflation: int = 10
+    epochs: int = 240
+    steps: int | None = None
+    batch: int = 64
+    projector: ProjectorForm | None = None
+    regions: float = 0.0
+    optimizer: OptimizerName = "sgd"
+    learning_rate: float | None = None
+    schedule: str = "three_step"
+    weight_decay: float = 5e-4
+    flip: bool = True
+    augment: AugmentSettings | None = None
+    ema_share: float = 0.0
+    holdout: float = 0.1
+    evaluations: int = 20
+    max_seconds: float | None = None
+    precision: Precision = "auto"
+    checkpoint_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.arm not in ARMS:
+            problems.append(f'arm "{self.arm}"; expected {", ".join(ARMS)}')
+        problems += [
+            f"{name} is {getattr(self, name)}; expected at least 1"
+            for name in ("inflation", "epochs")
+            if getattr(self, name) < 1
+        ]
+        if self.batch < 2:
+            problems.append(
+                f"batch is {self.batch}; expected at least 2 (BatchNorm needs a spread)"
+            )
+        if not self.regions >= 0:
+            problems.append(f"regions is {self.regions}; expected a weight of at least 0")
+        if not 0 < self.holdout < 1:
+            problems.append(f"holdout is {self.holdout}; expected a share between 0 and 1")
+        try:
+            self.plan(1 if self.steps is None else self.steps, learning_rate=0.05)
+        except UsageError as error:
+            problems.append(str(error).removeprefix("training plan: "))
+        if problems:
+            raise UsageError("hidfd settings: " + "; ".join(problems))
+
+    def plan(self, steps: int, *, learning_rate: float) -> Plan:
+        """Return what the training loop needs of this.
+
+        Args:
+            steps: optimizer steps.
+            learning_rate: where the settings leave it to the architecture.
+        """
+        return Plan(
+            steps=steps,
+            learning_rate=learning_rate if self.learning_rate is None else self.learning_rate,
+            schedule=self.schedule,
+            optimizer=self.optimizer,
+            weight_decay=self.weight_decay,
+            ema_share=self.ema_share,
+            evaluations=self.evaluations,
+            max_seconds=self.max_seconds,
+            checkpoint_seconds=self.checkpoint_seconds,
+            precision=self.precision,
+        )
+
+    def augmentation(self) -> AugmentSettings:
+        """Return the strengths of the augmentation."""
+        if self.augment is not None:
+            return self.augment
+        return AugmentSettings(resized_crop=0.92, flip=0.5 * self.flip)
+
+
+def real_share(collected: int, synthetic: int, *, inflation: int) -> float:
+    """Return the share of collected images in a hybrid list, N n_r / (N n_r + n_s)."""
+    return inflation * collected / (inflation * collected + synthetic)
+
+
+class HybridDraws:
+    """Which images a step sees: one list of all repeats, shuffled anew in every pass.
+
+    Args:
+        collected: places of the collected images, shape (n_r,).
+        synthetic: places of the synthetic ones, shape (n_s,).
+        inflation: how often each collected image stands in the list.
+        batch: images per step.
+        seed: of the order.
+    """
+
+    def __init__(
+        self,
+        collected: Indices,
+        synthetic: Indices,
+        *,
+        inflation: int,
+        batch: int,
+        seed: int,
+    ) -> None:
+        self._places = np.concatenate([np.tile(collected, inflation), synthetic])
+        self._passes = Passes(len(self._places), batch=batch, seed=seed)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def at(self, step: int) -> Indices:
+        """Return places, shape (batch,)."""
+        places: Indices = self._places[self._passes.at(step)]
+        return places
+
+
+def distill(
+    teacher: Teacher,
+    student: Student,
+    transfer: TransferSet,
+    settings: HiDFDSettings | None = None,
+    *,
+    workdir: Path,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Distilled:
+    """Train a copy of the student's backbone, with a projector, on one arm of the transfer set.
+
+    Args:
+        teacher: frozen; its classifier becomes the student's.
+        student: gives the backbone; it is not changed. The trained student is another one, with
+            projector and classifier.
+        transfer: collected and synthetic images; neither labels nor logits are trained on.
+        settings: how to train.
+        workdir: where the checkpoint lies. Called again after a kill, with the same arguments,
+            training goes on and ends with the same result.
+        seed: of everything that is drawn. Arms with the same seed hold out the same images.
+        device: where to train.
+        progress: called with (steps done, steps in all, the last metrics).
+
+    Returns:
+        The student, and what it was trained on among the documents (`hidfd.json`).
+
+    Raises:
+        MethodError: classes differ, the teacher's classifier cannot be shared, the arm has no
+            images or fewer collected ones than classes, or the loss is no longer finite.
+    """
+    settings = settings or HiDFDSettings()
+    device = torch.device(device)
+    check_fit(teacher, student, transfer)
+    teacher.to(device).to(memory_format=torch.channels_last)
+    trained_network = StudentParts(project(student, teacher, form=settings.projector, seed=seed))
+    trained_network.to(device)
+    real = is_real(transfer)
+    train_on, held_out = split(transfer, settings.holdout, seed)
+    collected, synthetic = train_on[real[train_on]], train_on[~real[train_on]]
+    _check_arm(settings.arm, len(collected), len(synthetic), classes=len(teacher.classes))
+    nobody = collected[:0]
+    draws = HybridDraws(
+        nobody if settings.arm == "synthetic" else collected,
+        nobody if settings.arm == "collected" else synthetic,
+        inflation=settings.inflation,
+        batch=settings.batch,
+        seed=seed,
+    )
+    per_pass = -(-(settings.inflation * len(collected) + len(synthetic)) // settings.batch)
+    steps = settings.epochs * per_pass if settings.steps is None else settings.steps
+    pool = Pool(transfer, device)
+    generator = torch.Generator(device).manual_seed(seed)
+    augment = Augment(settings.augmentation())
+    regions = _Regions(teacher, trained_network) if settings.regions else None
+
+    def batch_loss(network: nn.Module, step: int) -> Tensor:
+        images = augment(pool.images(draws.at(step)), generator=generator)
+        images = images.contiguous(memory_format=torch.channels_last)
+        if regions is not None:
+            loss, term = regions.losses(images)
+            return loss + settings.regions * min(1.0, step / (REGION_RISE * steps)) * term
+        parts: Parts = network(images)
+        with torch.no_grad():
+            target = teacher.features(images).final_map
+        return feature_alignment(*match_maps(parts.projected, target))
+
+    judged = held_out[real[held_out]]
+    if len(judged) < FEW_HELD_OUT:
+        judged = held_out
+    judge = judge_on(pool, judged, real, settings.batch)
+
+    def judge_student(network: nn.Module) -> Judgement:
+        assert isinstance(network, StudentParts)
+        return judge(network.student)
+
+    trained = train(
+        trained_network,
+        batch_loss,
+        judge_student,
+        settings.plan(steps, learning_rate=usual_rate(student.architecture)),
+        generators={"batch": generator},
+        folder=workdir,
+        fingerprint=fingerprint(teacher, student, transfer, settings, seed),
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
+    shown = {
+        "schema_version": 1,
+        "arm": settings.arm,
+        "inflation": settings.inflation,
+        "collected": len(collected),
+        "synthetic": len(synthetic),
+        "real_share": _arm_share(settings, len(collected), len(synthetic)),
+        "steps": trained.steps,
+        "judged_on": "collected images" if real[judged].all() else "collected and synthetic images",
+        "size": sizes(trained_network.student),
+    }
+    return Distilled(
+        student=trained_network.student,
+        history=trained.history,
+        holdout_agreement=trained.best.metrics["holdout_agreement"],
+        holdout_rows=held_out,
+        steps=trained.steps,
+        best_step=trained.best_step,
+        resumed_at=trained.resumed_at,
+        seconds=trained.seconds,
+        documents={DOCUMENT: shown},
+    )
+
+
+def train_arms(
+    teacher: Teacher,
+    student: Student,
+    transfer: TransferSet,
+    settings: HiDFDSettings,
+    *,
+    workdir: Path,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    arms: Sequence[Arm] = ARMS,
+) -> dict[Arm, Distilled]:
+    """Train the arms under one budget of steps, from the same start and with the same hold-out.
+
+    Args:
+        teacher: frozen.
+        student: gives the backbone of every arm.
+        transfer: collected and synthetic images.
+        settings: their `arm` is replaced.
+        workdir: with one folder per arm.
+        seed: of everything that is drawn.
+        device: where to train.
+        arms: which ones.
+
+    Raises:
+        MethodError: as `distill`.
+    """
+    return {
+        arm: distill(
+            teacher,
+            student,
+            transfer,
+            replace(settings, arm=arm),
+            workdir=workdir / arm,
+            seed=seed,
+            device=device,
+        )
+        for arm in arms
+    }
+
+
+def usual_rate(architecture: str) -> float:
+    """Return the published learning rate of an architecture."""
+    return 0.01 if any(name in architecture for name in _SLOW) else 0.05
+
+
+def sizes(student: Student) -> dict[str, int]:
+    """Return the parameters of a projected student and of its parts, and its MACs."""
+    network = projected_network(student)
+    found = {
+        f"{name}_params": sum(p.numel() for p in part.parameters())
+        for name, part in (
+            ("backbone", network.backbone),
+            ("projector", network.projector),
+            ("classifier", network.classifier),
+        )
+    }
+    total = student.count()
+    return {"params": total.params, "macs": total.macs, **found}
+
+
+class _Regions:
+    """Alignment together with the activation-region terms, in one pass of each network.
+
+    Args:
+        teacher: frozen.
+        network: the student, not compiled: its stages are read by hooks.
+    """
+
+    def __init__(self, teacher: Teacher, network: StudentParts) -> None:
+        self._teacher, self._network = teacher, network
+        student = network.student
+        with eval_mode(student.network):
+            example = probe_input(student.network, channels=student.channels, size=student.size)
+            taps = list_taps(student.network, example)
+        own = [tap for tap in taps if tap.name.removeprefix("network.").startswith("backbone.")]
+        spec = teacher.spec
+        example = probe_input(teacher.network, channels=spec.channels, size=spec.size)
+        of_student, of_teacher = stage_taps(own), stage_taps(list_taps(teacher.network, example))
+        depth = min(len(of_student), len(of_teacher))
+        if depth == 0:
+            raise MethodError(
+                "student or teacher has no feature map before the last one that could be compared "
+                "by regions; set regions to 0"
+            )
+        # Counted from the end: the last ones are those that mean the same.
+        self.student_taps, self.teacher_taps = of_student[-depth:], of_teacher[-depth:]
+
+    def losses(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alignment and region terms, each a scalar, for images in [0, 1]."""
+        network = self._network.student.network
+        with reading(network, outputs=self.student_taps) as found:
+            parts: Parts = self._network(images)
+        # The teacher's weights are frozen, so its maps have a gradient through the images only.
+        answer = self._teacher.features(images.detach().requires_grad_(), self.teacher_taps)
+        classes = answer.logits.detach().argmax(dim=1)
+        own = [found.outputs[name] for name in self.student_taps]
+        theirs = [answer.taps[name] for name in self.teacher_taps]
+        assert self._teacher.classifier is not None
+        weight = self._teacher.classifier.weight
+        cam = region_difference(
+            class_activation_maps(parts.projected, weight),
+            class_activation_maps(answer.final_map.detach(), weight),
+        )
+        stages = region_consistency(
+            grad_cam(parts.logits, own, classes=classes),
+            [stage.detach() for stage in grad_cam(answer.logits, theirs, classes=classes)],
+        )
+        aligned = feature_alignment(*match_maps(parts.projected, answer.final_map.detach()))
+        return aligned, cam + stages
+
+
+def stage_taps(taps: Sequence[Tap]) -> tuple[str, ...]:
+    """Return the last tap of every size of map but the last size, in order of execution.
+
+    Args:
+        taps: in order of execution; those that are overwritten, or of single pixels, do not count.
+    """
+    maps = [tap for tap in taps if len(tap.shape) == 3 and tap.shape[1] * tap.shape[2] > 1]
+    last = {tap.shape[1:]: tap.name for tap in maps if not tap.overwritten}
+    final = maps[-1].shape[1:] if maps else ()
+    return tuple(name for size, name in last.items() if size != final)
+
+
+def _arm_share(settings: HiDFDSettings, collected: int, synthetic: int) -> float:
+    if settings.arm != "hybrid":
+        return float(settings.arm == "collected")
+    return real_share(collected, synthetic, inflation=settings.inflation)
+
+
+def _check_arm(arm: Arm, collected: int, synthetic: int, *, classes: int) -> None:
+    if arm != "synthetic" and collected < classes:
+        raise MethodError(
+            f"the transfer set has {collected} collected images to train on, for {classes} "
+            "classes; expected at least one per class: add a source of real images, or use method "
+            "kd"
+        )
+    if arm != "collected" and synthetic == 0:
+        raise MethodError(
+            "the transfer set has no synthetic image to train on; make some "
+            "(images.synthetic.count), or train the arm collected"
+        )
