@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from hydistill_edge.errors import MethodError, ShapeError
 from hydistill_edge.images.selection import Scores, select
+from hydistill_edge.images.thumbnails import thumbnails as make_thumbnails
 
 Rows = NDArray[np.int64]
 PilotKind = Literal["random", "confident", "selected", "strategic"]
@@ -36,7 +37,6 @@ CONFIDENCE = 0.95
 STRATEGIC_CONFIDENCE = 0.5
 """Bar of a strategic choice, whose point is images the teacher is not yet sure of."""
 
-THUMBNAIL_PX = 8
 NEAR_LEVELS = 4.0
 """Thumbnails whose pixels differ by less than this in the mean, of 255, show the same image."""
 
@@ -236,7 +236,7 @@ def choose_pilot(
         count,
         None if needs is None else np.bincount(classes[passing], minlength=total),
     )
-    thumbnails = _thumbnails(images)
+    thumbnails = make_thumbnails(images)
     chosen: list[int] = []
     told: list[str] = []
     dropped = 0
@@ -360,20 +360,6 @@ def _apart(members: Rows, thumbnails: NDArray[np.float32], quota: int) -> tuple[
 
 def _shows_the_same(thumbnail: NDArray[np.float32], others: NDArray[np.float32]) -> bool:
     return bool((np.abs(others - thumbnail).mean(axis=1) < NEAR_LEVELS).any())
-
-
-def _thumbnails(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return block means, shape (N, at most 64 C), by whole blocks of pixels."""
-    count, height, width, _ = images.shape
-    rows = np.unique(np.linspace(0, height, min(THUMBNAIL_PX, height) + 1).astype(int)[:-1])
-    columns = np.unique(np.linspace(0, width, min(THUMBNAIL_PX, width) + 1).astype(int)[:-1])
-    parts = []
-    for start in range(0, count, _ROWS):
-        part = images[start : start + _ROWS].astype(np.float32)
-        sums = np.add.reduceat(np.add.reduceat(part, rows, axis=1), columns, axis=2)
-        area = np.diff(rows, append=height)[:, None] * np.diff(columns, append=width)
-        parts.append((sums / area[None, :, :, None]).reshape(len(part), -1))
-    return np.concatenate(parts).astype(np.float32)
 
 
 def _selected(
