@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from hydistill_edge.synthesis.gan import (
     train_gan,
 )
 from hydistill_edge.synthesis.gan_health import Health
+from hydistill_edge.synthesis.gan_report import class_entropy, report_gan
 
 CLASSES = ("left", "right", "even")
 TINY = GanSettings(iterations=6, batch=6, width=8, records=2, ema_start=3, ema=0.5)
@@ -382,3 +384,24 @@ def test_loss_that_is_not_finite_is_an_error(teacher: Teacher) -> None:
     training._sums[0] = float("nan")
     with pytest.raises(MethodError, match=r"diverged.*iteration 1"):
         training.record()
+
+
+def test_report_tells_classes_coverage_and_leaks(teacher: Teacher) -> None:
+    trained = train_gan(teacher, collected(), settings=TINY, seed=1)
+    sampled = sample_gan(trained, teacher, count=9)
+    leaking = replace(sampled, images=np.concatenate([collected(1), sampled.images[1:]]))
+    report = report_gan(teacher, collected(), trained, leaking)
+    assert report["leak"]["exact_copies"] == 1
+    assert sum(report["class_counts"].values()) == 9
+    assert 0 <= report["class_entropy"] <= 1
+    assert {"density", "coverage", "flagged", "per_class"} <= set(report["coverage"])
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+@pytest.mark.parametrize(
+    ("counts", "entropy"), [([5, 5, 5, 5], 1.0), ([9, 0, 0], 0.0), ([8, 8, 0, 0], 0.5)], ids=str
+)
+def test_class_entropy_is_one_for_equal_counts_and_zero_for_one_class(
+    counts: list[int], entropy: float
+) -> None:
+    assert class_entropy(counts) == pytest.approx(entropy)
