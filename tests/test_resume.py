@@ -210,6 +210,89 @@ def test_training_that_was_killed_has_left_its_checkpoint(killed_builds: Path) -
     assert 0 < checkpoint.values["step"] < 6
 
 
+DYING = """
+import os, shutil, sys
+
+import numpy, onnxruntime, onnxscript, sklearn.metrics, torch, torchvision  # once, for all
+import torch._dynamo, torch.export, torch.onnx
+from dataclasses import replace
+from hydistill_edge import Recipe, build
+from hydistill_edge.report import figures
+from hydistill_edge.targets import latency
+
+short = replace(latency.MODES["demo"], seconds=0.05, at_most=64, cap_s=0.05, warm_up_s=(0.01, 0.02))
+latency.MODES = {**latency.MODES, "demo": short}
+figures.draw = lambda *_: ""
+recipe, folder, earlier, samples = Recipe.load(sys.argv[1]), *sys.argv[2:4], int(sys.argv[4])
+
+
+def built(name, nth=0):
+    # A child builds, and dies right before its nth move or removal; how many it made is kept.
+    out = os.path.join(folder, name)
+    if earlier and not os.path.exists(out):
+        shutil.copytree(earlier, out)
+    if (child := os.fork()) == 0:
+        made = 0
+
+        def counted(call):
+            def step(*arguments, **options):
+                nonlocal made
+                made += 1
+                if made == nth:
+                    os._exit(9)
+                return call(*arguments, **options)
+            return step
+
+        for module, verb in ((os, "rename"), (os, "replace"), (shutil, "rmtree")):
+            setattr(module, verb, counted(getattr(module, verb)))
+        build(recipe, out=out)
+        with open(f"{out}.made", "w") as file:
+            file.write(str(made))
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+assert built("whole") == 0
+moments = int(open(os.path.join(folder, "whole.made")).read())
+for nth in numpy.unique(numpy.linspace(1, moments, samples).astype(int)):
+    print(nth, built(str(nth), nth), built(str(nth)))
+"""
+
+TIMED = ("latency.json", "history.json", "summary.json", "report.html", ".hydistill")
+"""Files that hold wall times, and the bundles that carry them."""
+
+
+def same_but_for_times(found: Mapping[str, str]) -> dict[str, str]:
+    """Return names and digests, the digest left out where wall times are in the file."""
+    timed = (*TIMED, *(name for name in found if name.startswith("stages/")))
+    return {name: "" if name.endswith(timed) else digest for name, digest in found.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("over_an_earlier_build", [False, True], ids=["anew", "over-an-earlier"])
+def test_build_killed_anywhere_goes_on_and_ends_like_one_that_was_not(
+    over_an_earlier_build: bool,
+    tiny_inputs: Any,
+    finished_build: Path,
+    tmp_path: Path,
+    contents: Contents,
+) -> None:
+    recipe = tiny_inputs.recipe(tmp_path / "r.yaml", images={"synthetic": {"count": 60}})
+    earlier = str(finished_build) if over_an_earlier_build else ""
+    line = [sys.executable, "-c", DYING, str(recipe), str(tmp_path), earlier, "4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
+
+    told = [line.split() for line in done.stdout.splitlines()]
+    assert done.returncode == 0, done.stderr
+    assert len(told) == 4
+    assert {tuple(codes) for _, *codes in told} == {("9", "0")}, done.stderr
+    whole = same_but_for_times(contents(tmp_path / "whole"))
+    for moment, *_ in told:
+        assert same_but_for_times(contents(tmp_path / moment)) == whole, moment
+
+
 def records(run: Path) -> dict[str, int]:
     """Return when each stage was recorded; a stage that is skipped keeps its moment."""
     return {path.stem: path.stat().st_mtime_ns for path in run.glob("stages/*.json")}
