@@ -17,6 +17,7 @@ from hydistill_edge.images.augment import AugmentSettings
 from hydistill_edge.images.transfer_set import TransferSet, TransferSetWriter
 from hydistill_edge.methods import kd3
 from hydistill_edge.methods.distilled import Distilled
+from hydistill_edge.methods.epochs import Epochs
 from hydistill_edge.methods.kd3 import KD3Settings, distill
 from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.projected import projected_network
@@ -176,12 +177,13 @@ def test_each_stage_changes_the_student(
 
 def epochs_of(
     teacher: Teacher, transfer: TransferSet, folder: Path, settings: KD3Settings
-) -> kd3._Epochs:
+) -> Epochs:
     network = kd3._Trained(new_student(), teacher, settings, 0)
     pool = kd3.Pool(transfer, torch.device("cpu"))
     rows, nothing = np.arange(len(transfer)), np.zeros(0, np.int64)
-    return kd3._Epochs(
-        transfer, pool, rows, network, settings, 0, folder=folder, accepted=nothing
+    return Epochs(
+        transfer, pool, rows, network, network.student, settings, 0, folder=folder,
+        accepted=nothing,
     )  # fmt: skip
 
 
