@@ -66,10 +66,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "inspection": ("recipe", "run_directory", "models", "targets.profiles"),
     "evaluation": ("recipe", "run_directory", "build", "stages", "metrics", "device", *HOST_SIDE),
     "profiling": ("recipe", "run_directory", "build", "stages", "bundle", "device", "targets"),
+    "review": ("run_directory", "images", "report"),
     "demo": ("recipe", "run_directory", "build", "stages.work", *TRAINING_SIDE),
     "cli": (
         *("build", "ship", "device", "tuning", "recipe", "recipes"),
-        *("demo", "inspection", "evaluation", "profiling"),
+        *("demo", "inspection", "evaluation", "profiling", "review"),
         "stages.summary",  # the verdict of verify and profile is that of a build
         "bundle.pack",  # bundle inspect, verify, unpack
         *("targets.adapters", "targets.profiles", "targets.gates"),  # doctor, devices, verdicts
@@ -101,7 +102,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "torchvision": ("models", "images"),
     "sklearn": ("demo", "metrics"),
     "matplotlib": ("report.calibration_figures", "report.drawing", "report.figures"),
-    "jinja2": ("report.html", "bundle"),
+    "jinja2": ("report.html", "report.review_page", "bundle"),
     "typer": ("cli",),
     "rich": ("cli",),
 }

@@ -20,6 +20,7 @@ from hydistill_edge.cli import (
     inspect,
     profile,
     recipe,
+    review,
     verify,
 )
 from hydistill_edge.cli.console import print_error
@@ -47,6 +48,7 @@ app.command()(build.build)
 app.command()(evaluate.evaluate)
 app.command()(verify.verify)
 app.command()(profile.profile)
+app.command()(review.review)
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(devices.app, name="devices")
 app.command()(doctor.doctor)

@@ -34,11 +34,6 @@ PART_NAMES = {
     "balance": "class balance",
 }
 
-# Control characters that HTML forbids, in a class name for one, become the replacement character.
-_UNPRINTABLE = {
-    code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"
-}
-
 
 @dataclass(frozen=True)
 class Note:
@@ -99,7 +94,7 @@ def render(run: Run) -> str:
         few_layers=FEW_LAYERS,
         many_classes=max((len(score.confusion) for score in run.scores), default=0) > 12,
     )
-    return page.translate(_UNPRINTABLE).encode("utf-8", "replace").decode("utf-8")
+    return wording.printable(page)
 
 
 def collect_notes(run: Run) -> tuple[Note, ...]:

@@ -71,7 +71,7 @@ def read_pictures(run: Path, class_names: tuple[str, ...]) -> Pictures:
             problems.append(f"{PICTURES}/{path.name} is no PNG of at most 2 MB; left out")
             continue
         width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
-        strips.append(Strip(path.stem, 0, width, height, _uri(data)))
+        strips.append(Strip(path.stem, 0, width, height, data_uri(data)))
     return Pictures(tuple(strips), len(found), (), tuple(problems))
 
 
@@ -92,7 +92,7 @@ def _from_preview(path: Path, class_names: tuple[str, ...]) -> Pictures:
         _strip(_name(label, class_names), images[labels == label]) for label in known[:MAX_CLASSES]
     ]
     pairs = zip(ids, images, strict=True) if ids is not None else ()
-    by_id = tuple((str(name), _uri(_png(image))) for name, image in pairs)
+    by_id = tuple((str(name), data_uri(png(image))) for name, image in pairs)
     return Pictures(tuple(strips), len(known), by_id)
 
 
@@ -109,10 +109,10 @@ def _strip(name: str, images: NDArray[np.uint8]) -> Strip:
         left = place * (width + GAP)
         row[:, left : left + width, :3] = image if channels == 3 else image.repeat(3, axis=-1)
         row[:, left : left + width, 3] = 255
-    return Strip(name, len(images), row.shape[1], height, _uri(_png(row)))
+    return Strip(name, len(images), row.shape[1], height, data_uri(png(row)))
 
 
-def _png(image: NDArray[Any]) -> bytes:
+def png(image: NDArray[Any]) -> bytes:
     """Encode one image, shape (H, W, 1 | 3 | 4) uint8; equal pixels give equal bytes."""
     from PIL import Image
 
@@ -122,5 +122,6 @@ def _png(image: NDArray[Any]) -> bytes:
     return out.getvalue()
 
 
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def data_uri(data: bytes) -> str:
+    """Return a PNG as an address that holds the picture itself."""
+    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")

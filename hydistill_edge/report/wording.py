@@ -129,3 +129,13 @@ def plural(number: int, noun: str) -> str:
 def _signed(text: str) -> str:
     """Write a leading hyphen as the minus sign it is."""
     return MINUS + text[1:] if text.startswith("-") else text
+
+
+def printable(page: str) -> str:
+    """Return a page without what HTML forbids, in a class name for one: replaced, not dropped."""
+    return page.translate(_UNPRINTABLE).encode("utf-8", "replace").decode("utf-8")
+
+
+_UNPRINTABLE = {
+    code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"
+}
