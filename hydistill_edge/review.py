@@ -297,7 +297,7 @@ def _tile(item: Queued, image: NDArray[np.uint8]) -> Tile:
         item.selected,
         {
             "origin": item.origin,
-            "selected in": f"{item.times} epochs",
+            "epochs selected": str(item.times),
             "address": item.address,
             "licence": item.licence,
             "sha256": item.sha256[:16],
