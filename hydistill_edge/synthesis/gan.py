@@ -46,7 +46,6 @@ from hydistill_edge.objectives.coverage import (
 )
 from hydistill_edge.objectives.frequency import (
     START_COUNT,
-    Weighting,
     category_weights,
     refreshed_counts,
     weighted_negative_entropy,
@@ -59,11 +58,23 @@ from hydistill_edge.objectives.gan_losses import (
     hinge_generator,
 )
 from hydistill_edge.synthesis.gan_health import Health, measure_health
+from hydistill_edge.synthesis.gan_images import Sampled, to_bytes, to_pixels, to_signed
 from hydistill_edge.synthesis.gan_networks import NOISE, Discriminator, GanGenerator
+from hydistill_edge.synthesis.gan_settings import GanSettings
 from hydistill_edge.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hydistill_edge.training.optimizers import load_optimizer_tensors, optimizer_tensors
-from hydistill_edge.training.precision import Precision, autocast
+from hydistill_edge.training.precision import autocast
 from hydistill_edge.training.sampling import Passes
+
+__all__ = [
+    "GanSettings",
+    "GanTraining",
+    "Sampled",
+    "TrainedGan",
+    "check_collected",
+    "sample_gan",
+    "train_gan",
+]
 
 CHECKPOINT_FILE = "gan.safetensors"
 
@@ -71,85 +82,6 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 
 _HEALTH_IMAGES = 256
 _TERMS = ("d_adv", "d_adc", "transfer", "blend", "g_adv", "g_adc", "frequency", "statistics")
-
-
-@dataclass(frozen=True)
-class GanSettings:
-    """How the GAN is trained; the defaults are the published ones.
-
-    Attributes:
-        epochs: passes over the collected images, where `iterations` is None.
-        iterations: steps of both networks.
-        batch: images per step; fewer where fewer were collected.
-        learning_rate: of Adam, for both networks, constant.
-        adc: weight of the auxiliary discriminative classifier, in both networks.
-        transfer: weight of each image's own teacher features, in the discriminator.
-        blend: weight of the crossed ones.
-        frequency: weight of category frequency smoothing, in the generator.
-        weighting: `effective` number of samples, or `inverse` counts.
-        beta: of the effective number.
-        refresh: iterations between refreshes of the category weights; None for as many as make
-            100 images per class.
-        statistics: weight of matching the teacher's features per class in mean and deviation; a
-            regulariser of our own, 0 for none.
-        ema: share of the averaged generator that each step keeps.
-        ema_start: iteration from which it is an average; an exact copy before.
-        width: channels at multiplier 1; None for 64, and less below 32 px.
-        records: entries of the history.
-        precision: `auto`, `float32` or `bf16`.
-        checkpoint_seconds: wall time between checkpoints.
-
-    Raises:
-        UsageError: a value is out of range; all problems are listed.
-    """
-
-    epochs: int = 400
-    iterations: int | None = None
-    batch: int = 100
-    learning_rate: float = 2e-4
-    adc: float = 1.0
-    transfer: float = 0.1
-    blend: float = 0.1
-    frequency: float = 0.1
-    weighting: Weighting = "effective"
-    beta: float = 0.99
-    refresh: int | None = None
-    statistics: float = 0.0
-    ema: float = 0.9999
-    ema_start: int = 1000
-    width: int | None = None
-    records: int = 20
-    precision: Precision = "float32"
-    checkpoint_seconds: float = 60.0
-
-    def __post_init__(self) -> None:
-        problems = []
-        for name in ("epochs", "iterations", "refresh", "width", "records"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"{name} is {value}; expected at least 1")
-        if self.batch < 2:
-            problems.append(f"batch is {self.batch}; expected at least 2 (batch norm)")
-        if not self.learning_rate > 0:
-            problems.append(f"learning_rate is {self.learning_rate}; expected more than 0")
-        problems += [
-            f"{name} is {getattr(self, name)}; expected a weight of at least 0"
-            for name in ("adc", "transfer", "blend", "frequency", "statistics")
-            if getattr(self, name) < 0
-        ]
-        problems += [
-            f"{name} is {getattr(self, name)}; expected at least 0, below 1"
-            for name in ("ema", "beta")
-            if not 0 <= getattr(self, name) < 1
-        ]
-        if self.weighting not in ("effective", "inverse"):
-            problems.append(f'weighting "{self.weighting}"; expected "effective" or "inverse"')
-        if problems:
-            raise UsageError("gan settings: " + "; ".join(problems))
-
-    def refresh_every(self, classes: int, batch: int) -> int:
-        """Return the iterations between two refreshes of the category weights."""
-        return self.refresh or max(1, round(100 * classes / batch))
 
 
 @dataclass(frozen=True)
@@ -180,50 +112,6 @@ class TrainedGan:
     resumed_at: int
     seconds: float
     note: str
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Images from a trained generator.
-
-    Attributes:
-        images: shape (N, H, W, C) uint8, without duplicates.
-        targets: shape (N,) int64, the class that was asked for.
-        logits: the teacher's, shape (N, classes) float32.
-        duplicates: images that were dropped.
-    """
-
-    images: NDArray[np.uint8]
-    targets: NDArray[np.int64]
-    logits: NDArray[np.float32]
-    duplicates: int
-
-    @property
-    def hit(self) -> float:
-        """Share of the images that the teacher names as asked."""
-        return float((self.logits.argmax(axis=1) == self.targets).mean())
-
-    @property
-    def class_counts(self) -> list[int]:
-        """Images of each class by the teacher's answer."""
-        classes = self.logits.shape[1]
-        counts = np.bincount(self.logits.argmax(axis=1), minlength=classes)
-        return [int(count) for count in counts]
-
-
-def to_signed(images: Tensor) -> Tensor:
-    """Return uint8 pixels as floats in [-1, 1]."""
-    return images.float() / 127.5 - 1.0
-
-
-def to_pixels(signed: Tensor) -> Tensor:
-    """Return images in [-1, 1] as pixels in [0, 1], which is what a teacher takes."""
-    return (signed + 1.0) * 0.5
-
-
-def to_bytes(signed: Tensor) -> Tensor:
-    """Return images in [-1, 1] as uint8 pixels; one fixed mapping for all."""
-    return ((signed + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def train_gan(

@@ -13,7 +13,8 @@ from torch import Tensor
 from hydistill_edge.images.leak import check_leak
 from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.objectives.coverage import coverage_table, density_and_coverage
-from hydistill_edge.synthesis.gan import Sampled, TrainedGan
+from hydistill_edge.synthesis.gan import TrainedGan
+from hydistill_edge.synthesis.gan_images import Sampled
 
 COMPARED = 5000
 """Images of each kind at most whose distances in feature space are compared."""

@@ -28,12 +28,10 @@ from hydistill_edge.synthesis.gan import (
     GanTraining,
     TrainedGan,
     sample_gan,
-    to_bytes,
-    to_pixels,
-    to_signed,
     train_gan,
 )
 from hydistill_edge.synthesis.gan_health import Health
+from hydistill_edge.synthesis.gan_images import to_bytes, to_pixels, to_signed
 from hydistill_edge.synthesis.gan_report import class_entropy, report_gan
 
 CLASSES = ("left", "right", "even")
