@@ -37,15 +37,17 @@ METHODS = {
     "kd": "hydistill_edge.methods.kd:KDSettings",
     "rtk": "hydistill_edge.methods.rtk:RTKSettings",
     "kd3": "hydistill_edge.methods.kd3:KD3Settings",
+    "hidfd": "hydistill_edge.methods.hidfd:HiDFDSettings",
 }
 """Method name -> its settings dataclass, imported when a recipe asks for it.
 
 The same module holds the method's `distill`, which takes what that of `methods.kd` takes.
 """
 
-MethodName = Literal["kd", "rtk", "kd3", "none"]
+MethodName = Literal["kd", "rtk", "kd3", "hidfd", "none"]
 
 _INVERSION = "hydistill_edge.synthesis.inversion:InversionSettings"
+_GAN = "hydistill_edge.synthesis.gan_settings:GanSettings"
 _SOURCE = "hydistill_edge.images.sources:SourceSpec"
 
 _NOT_IN_A_NAME = ("Cc", "Cs", "Zl", "Zp")
@@ -102,6 +104,7 @@ def _class_names(names: tuple[str, ...]) -> tuple[str, ...]:
 ClassNames = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_class_names)]
 Fraction = Annotated[float, AfterValidator(_fraction)]
 Inversion = Annotated[Any, PlainValidator(lambda value: _as(_INVERSION, value))]
+Gan = Annotated[Any, PlainValidator(lambda value: _as(_GAN, value))]
 Source = Annotated[Any, PlainValidator(lambda value: _as(_SOURCE, value))]
 Training = Annotated[Any, PlainValidator(_as_training)]
 
@@ -167,10 +170,43 @@ class Teacher(Section):
 
 
 class Synthetic(Section):
-    """Images made from the teacher alone."""
+    """Images made from the teacher alone, or after the real ones."""
 
     count: int = Field(default=2048, ge=0, description="How many; 0 makes none.")
+    maker: Literal["inversion", "gan"] = Field(
+        default="inversion",
+        description="inversion: from the teacher alone; gan: after the real images, at least a few "
+        "hundred.",
+    )
     inversion: Inversion = Field(default_factory=dict, description="Settings of the inversion.")
+    gan: Gan = Field(default_factory=dict, description="Settings of the GAN.")
+
+
+class Pilot(Section):
+    """Which of the real images are taken; all of them where this section is missing."""
+
+    kind: Literal["random", "confident", "selected", "strategic"] = Field(
+        default="confident",
+        description="confident: the teacher's surest of each class; selected: by method kd3's "
+        "selector, then the surest; strategic: where an earlier run's synthetic images lack "
+        "something; random.",
+    )
+    count: int = Field(default=5000, ge=2, description="Images to take.")
+    threshold: Fraction | None = Field(
+        default=None, description="Bar of the teacher's probability; 0.95, and 0.5 for strategic."
+    )
+    after: str | None = Field(
+        default=None, description="Only with strategic: run directory of the earlier build."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Pilot:
+        if (self.kind == "strategic") != (self.after is not None):
+            raise ValueError(
+                "a strategic choice, and no other, looks at an earlier run's synthetic images: "
+                "give after together with kind strategic"
+            )
+        return self
 
 
 class ImageSection(Section):
@@ -187,6 +223,9 @@ class ImageSection(Section):
     )
     real: tuple[Source, ...] = Field(
         default=(), description="Few real images, without labels: folders, npz, tar shards, ..."
+    )
+    pilot: Pilot | None = Field(
+        default=None, description="Take some of the real images only, and say why each."
     )
     synthetic: Synthetic = Synthetic()
 
@@ -325,7 +364,8 @@ class Recipe(Section):
     method: MethodName = Field(
         default="kd",
         description="kd distills from the teacher's logits; rtk from its most influential layers "
-        "too; kd3 from the images of a web pool that fit; none takes your own trained student.",
+        "too; kd3 from the images of a web pool that fit; hidfd from a few collected images and "
+        "those of a GAN; none takes your own trained student.",
     )
     images: ImageSection = ImageSection()
     student: Student
@@ -401,6 +441,7 @@ class Recipe(Section):
         named += [s.path for s in sources if s.path and s.kind not in ("torchvision", "shards")]
         named += [file for s in sources for file in (s.provenance, s.exclude)]
         named += [getattr(self.training, "decisions", None)]
+        named += [self.images.pilot.after] if self.images.pilot else []
         return [Path(name) for name in named if name]
 
     def to_yaml(self) -> str:
@@ -417,7 +458,7 @@ class Recipe(Section):
         """Return the JSON schema of a recipe file, for editors."""
         schema = _FileSchema.model_json_schema()
         definitions = schema.setdefault("$defs", {})
-        for name, where in {"Source": _SOURCE, "Inversion": _INVERSION, **_method_names()}.items():
+        for name, where in _settings_names().items():
             found = TypeAdapter(_settings_type(where)).json_schema(ref_template="#/$defs/{model}")
             definitions.update(found.pop("$defs", {}))
             definitions[name] = found
@@ -476,6 +517,16 @@ class Recipe(Section):
             yield (
                 ("images",),
                 "no image to work with: give real sources, or synthetic.count above 0",
+            )
+        if not self.images.real:
+            if count and self.images.synthetic.maker == "gan":
+                yield ("images", "synthetic", "maker"), "gan learns from real images: give sources"
+            if self.images.pilot is not None:
+                yield ("images", "pilot"), "nothing to choose from: give real sources"
+        if self.images.pilot is not None and self.images.pilot.count < len(classes):
+            yield (
+                ("images", "pilot", "count"),
+                f"{self.images.pilot.count} images cannot cover {len(classes)} classes",
             )
         if 0 < count < len(classes):
             yield (
@@ -540,6 +591,10 @@ class _FileSchema(Recipe):
     )
 
 
+def _settings_names() -> dict[str, str]:
+    return {"Source": _SOURCE, "Inversion": _INVERSION, "Gan": _GAN, **_method_names()}
+
+
 def _method_names() -> dict[str, str]:
     return {where.rpartition(":")[2]: where for where in METHODS.values()}
 
@@ -550,6 +605,7 @@ def _fill_schema(schema: dict[str, Any]) -> None:
     source = {"$ref": "#/$defs/Source"}
     definitions["ImageSection"]["properties"]["real"]["items"] = source
     definitions["Synthetic"]["properties"]["inversion"] = {"$ref": "#/$defs/Inversion"}
+    definitions["Synthetic"]["properties"]["gan"] = {"$ref": "#/$defs/Gan"}
     schema["properties"]["evaluation"]["anyOf"] = [source, {"type": "null"}]
     methods = [{"$ref": f"#/$defs/{name}"} for name in _method_names()]
     schema["properties"]["training"]["anyOf"] = [*methods, {"type": "null"}]
@@ -585,6 +641,9 @@ def _with_base(value: dict[str, Any], base: Path) -> dict[str, Any]:
     if isinstance(value.get("images"), Mapping) and isinstance(value["images"].get("real"), list):
         real = [source(section) for section in value["images"]["real"]]
         value["images"] = {**value["images"], "real": real}
+    if isinstance(value.get("images"), Mapping) and "pilot" in value["images"]:
+        pilot = absolute(value["images"]["pilot"], "after")
+        value["images"] = {**value["images"], "pilot": pilot}
     if "training" in value:
         value["training"] = absolute(value["training"], "decisions")
     if "evaluation" in value:
@@ -657,7 +716,10 @@ def _reason(item: Any, path: KeyPath) -> str:
 def _known_keys(path: KeyPath) -> list[str]:
     """Return the keys that may stand at a place of the recipe."""
     node: Any = Recipe
-    settings = {"inversion": _INVERSION, "real": _SOURCE, "evaluation": _SOURCE}
+    settings = {
+        **{"inversion": _INVERSION, "gan": _GAN},
+        **{"real": _SOURCE, "evaluation": _SOURCE},
+    }
     for part in path:
         if isinstance(part, int):
             continue

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hydistill_edge.run_directory import clear
-from hydistill_edge.stages.logits import network_logits
+from hydistill_edge.images.transfer_format import MANIFEST
+from hydistill_edge.run_directory import clear, write_json
+from hydistill_edge.stages.logits import network_features, network_logits
 from hydistill_edge.stages.work import Work, fingerprint
 
 if TYPE_CHECKING:
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 MAX_REFERENCE = 256
 """Real images whose statistics may stand in for BatchNorm: more would change them little."""
+
+CHECKPOINTS = "checkpoints"
+
+PILOT_FILE = "pilot.json"
 
 MIN_REFERENCE = 16
 """Fewer are not used: made images, which may ship, could come out like one of so few."""
@@ -35,6 +41,9 @@ def run(work: Work) -> None:
         recipe.seed,
         [state(source) for source in recipe.images.real],
     ]
+    if recipe.images.pilot is not None and recipe.images.pilot.after is not None:
+        manifest = earlier_set(recipe.images.pilot.after) / MANIFEST
+        parts.append(fingerprint(manifest) if manifest.exists() else None)
     work.run.folder_stage(
         "images", work.inputs(parts, after=("teacher",)), "transfer", lambda out: _make(work, out)
     )
@@ -95,7 +104,7 @@ def reference_images(sources: Sequence[LoadedImages]) -> NDArray[np.uint8] | Non
 def _make(work: Work, out: Path) -> None:
     from hydistill_edge.images.transfer_set import TransferSetWriter
 
-    clear(out)
+    clear(out, keep=CHECKPOINTS)
     recipe, skipped, excluded = work.recipe, [], 0
     height, width, channels = recipe.image_size()
     # Real ones first: what is wrong with them is told before the long work.
@@ -103,7 +112,13 @@ def _make(work: Work, out: Path) -> None:
     for source in sources:
         skipped += [asdict(entry) for entry in source.skipped]
         excluded += len(source.excluded)
-    synthetic, made = _invert(work, sources)
+    if recipe.images.pilot is not None:
+        sources, chosen = choose(work, sources, recipe.images.pilot)
+        write_json(out / PILOT_FILE, {"schema_version": 1, **chosen})
+    maker = recipe.images.synthetic.maker
+    make = _train_gan if maker == "gan" else _invert
+    (out / CHECKPOINTS).mkdir(exist_ok=True)
+    synthetic, made = make(work, sources, out / CHECKPOINTS)
     # The writer makes its own temporary folder beside the set: inside ours, nothing is left over.
     folder = out / "set"
     with TransferSetWriter(
@@ -112,23 +127,98 @@ def _make(work: Work, out: Path) -> None:
         channels=channels,
         classes=recipe.class_names(),
         teacher_digest=work.teacher.digest,
-        method="real and inversion" if sources and made else "inversion" if made else "real",
+        method=f"real and {maker}" if sources and made else maker if made else "real",
         seeds={"recipe": recipe.seed},
-        details={"inversion": made, "skipped": skipped, "excluded": excluded},
+        details={
+            "inversion": made if maker == "inversion" else {},
+            **({"gan": made} if maker == "gan" else {}),
+            "skipped": skipped,
+            "excluded": excluded,
+        },
     ) as writer:
         for spec, loaded in zip(recipe.images.real, sources, strict=True):
             _add_real(work, writer, spec, loaded)
         if len(synthetic):
+            word = "gan" if maker == "gan" else "inverted"
             writer.add(
                 synthetic,
                 network_logits(work.teacher, synthetic),
                 origin="synthetic",
-                ids=[f"inverted-{index:06d}" for index in range(len(synthetic))],
-                may_ship=True,
+                ids=[f"{word}-{index:06d}" for index in range(len(synthetic))],
+                # A GAN may repeat what it was shown: its images ship where those may.
+                may_ship=maker != "gan" or all(spec.may_ship for spec in recipe.images.real),
             )
     for file in folder.iterdir():
         file.rename(out / file.name)
     folder.rmdir()
+    shutil.rmtree(out / CHECKPOINTS)
+
+
+def earlier_set(run: str) -> Path:
+    """Return where the transfer set of an earlier run directory lies."""
+    return Path(run) / "transfer"
+
+
+def choose(
+    work: Work, sources: Sequence[LoadedImages], section: Any
+) -> tuple[list[LoadedImages], dict[str, Any]]:
+    """Return the sources with the chosen images only, and why each was chosen.
+
+    Args:
+        work: gives the teacher.
+        sources: all real images.
+        section: the recipe's `images.pilot`.
+    """
+    from hydistill_edge.images.pilot import Synthetic, choose_pilot
+    from hydistill_edge.images.transfer_set import TransferSet
+
+    images = np.concatenate([source.images for source in sources])
+    ids = [name for source in sources for name in source.ids]
+    features, synthetic = None, None
+    if section.after is not None:
+        earlier = TransferSet.open(earlier_set(section.after))
+        rows = np.flatnonzero(earlier.origins == "synthetic")
+        features = network_features(work.teacher, images)
+        synthetic = Synthetic(
+            logits=earlier.logits(rows),
+            features=network_features(work.teacher, earlier.images(rows)),
+            asked=earlier.pseudo_labels[rows],
+        )
+    pilot = choose_pilot(
+        section.kind,
+        images,
+        network_logits(work.teacher, images),
+        count=section.count,
+        seed=work.recipe.seed,
+        threshold=section.threshold,
+        features=features,
+        synthetic=synthetic,
+        class_names=work.recipe.class_names(),
+    )
+    chosen = np.zeros(len(images), np.bool_)
+    chosen[pilot.rows] = True
+    ends = np.cumsum([len(source) for source in sources])
+    kept = [
+        _subset(source, np.flatnonzero(chosen[end - len(source) : end]))
+        for source, end in zip(sources, ends, strict=True)
+    ]
+    told = pilot.to_dict(ids=ids, class_names=work.recipe.class_names())
+    return kept, {"candidates": len(images), **told}
+
+
+def _subset(source: LoadedImages, rows: NDArray[np.int64]) -> LoadedImages:
+    def some(column: list[str] | None) -> list[str] | None:
+        return None if column is None else [column[row] for row in rows.tolist()]
+
+    return replace(
+        source,
+        images=source.images[rows],
+        labels=None if source.labels is None else source.labels[rows],
+        ids=[source.ids[row] for row in rows.tolist()],
+        hashes=source.hashes[rows],
+        addresses=some(source.addresses),
+        licences=some(source.licences),
+    )
 
 
 def _add_real(
@@ -146,8 +236,37 @@ def _add_real(
     )
 
 
+def _train_gan(
+    work: Work, sources: Sequence[LoadedImages], checkpoints: Path
+) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """Return images of a GAN trained on the real ones, shape (N, H, W, C), and how it went."""
+    from hydistill_edge.synthesis.gan import sample_gan, train_gan
+    from hydistill_edge.synthesis.gan_report import report_gan
+
+    section = work.recipe.images.synthetic
+    height, width, channels = work.recipe.image_size()
+    if section.count == 0:
+        return np.empty((0, height, width, channels), np.uint8), {}
+    collected = np.concatenate([source.images for source in sources])
+
+    def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        work.report("images", section.count * done // total, section.count, metrics)
+
+    gan = train_gan(
+        work.teacher,
+        collected,
+        settings=section.gan,
+        workdir=checkpoints,
+        seed=work.recipe.seed,
+        device=work.torch_device,
+        progress=progress,
+    )
+    sampled = sample_gan(gan, work.teacher, count=section.count, seed=work.recipe.seed)
+    return sampled.images, report_gan(work.teacher, collected, gan, sampled)
+
+
 def _invert(
-    work: Work, sources: Sequence[LoadedImages]
+    work: Work, sources: Sequence[LoadedImages], _checkpoints: Path
 ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """Return synthetic images, shape (N, H, W, C), and how well the inversion went."""
     from hydistill_edge.images.resize import resize

@@ -11,6 +11,8 @@ from hydistill_edge.targets.base import Images, Logits
 if TYPE_CHECKING:
     from torch import nn
 
+    from hydistill_edge.models.teacher import Teacher
+
 BATCH = 256
 
 
@@ -34,4 +36,24 @@ def network_logits(network: nn.Module, images: Images, *, batch: int = BATCH) ->
             parts.append(logits.float().cpu().numpy())
     if not parts:
         return np.empty((0, len(network.classes)), np.float32)  # type: ignore[arg-type]
+    return np.concatenate(parts)
+
+
+def network_features(network: Teacher, images: Images, *, batch: int = BATCH) -> Logits:
+    """Return a teacher's penultimate features, shape (N, D) float32, without gradients.
+
+    Args:
+        network: the teacher.
+        images: shape (N, H, W, C) uint8, at least one.
+        batch: images at once.
+    """
+    import torch
+
+    device = next(network.parameters()).device
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(images), batch):
+            pixels = torch.from_numpy(images[start : start + batch]).to(device)
+            found = network.features(pixels.permute(0, 3, 1, 2)).penultimate
+            parts.append(found.flatten(1).float().cpu().numpy())
     return np.concatenate(parts)
