@@ -121,8 +121,8 @@ class TinyInputs:
             },
             "images": {
                 "real": [{"kind": "npz", "path": str(self.folder / "pilot.npz")}],
-                # Two iterations bring nothing together that started apart, and random weights know no
-                # class to ask for.
+                # Two iterations bring nothing together that started apart, and random weights know
+                # no class to ask for.
                 "synthetic": {
                     "count": 64,
                     "inversion": {"iterations": 2, "batch": 64, "spread": 0.0, "class_prior": 1.0},
