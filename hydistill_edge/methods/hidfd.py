@@ -1,7 +1,7 @@
 """HiDFD: distillation from a few collected images and many that a GAN made after them.
 
 Source: Tang, Chen and Gong 2024, "Hybrid Data-Free Knowledge Distillation", arXiv:2412.13525,
-second module; the first one is `synthesis/gan.py`, and `methods/hybrid_set.py` joins the two.
+second module; the first one is `synthesis/gan.py`. The transfer set joins the two.
 
 The student's last feature map, brought to the teacher's channels by a projector, is made equal to
 the teacher's, and the teacher's own classifier turns its mean into logits. Nothing else is asked:

@@ -45,6 +45,7 @@ from hydistill_edge.stages.targets import LEAST_SELECTION
 from hydistill_edge.synthesis.inversion import invert
 from hydistill_edge.targets.adapters import builder, open_runner
 from hydistill_edge.targets.base import Artifact, Calibration, Graph, Logits, Scheme
+from hydistill_edge.targets.gates import Gate, at_least, at_most
 from hydistill_edge.targets.graph import export_student
 from hydistill_edge.targets.graph_input import NORMALIZED
 from hydistill_edge.targets.graph_layers import layer_inputs
@@ -341,6 +342,45 @@ def _threshold(spoiled: Sequence[float], fine: Sequence[float]) -> float:
     return min(gaps, key=lambda limit: (errors(limit), -gaps[limit]))
 
 
+def judge(rows: Sequence[dict[str, Any]], quality: dict[str, Any]) -> list[Gate]:
+    """Return the limits, each on its worst row."""
+    gates = []
+    for source in ("inverted", "inverted_from_teacher"):
+        losses = {
+            f"{row['student']}, {row['runtime']}": row[source]["minus_real"]
+            for row in rows
+            if row["has_bn"]
+        }
+        for key, limit in (("mean", 0.2), ("low", 0.5)):
+            worst = min(losses, key=lambda name: losses[name][key])
+            what = "loss against real images" if key == "mean" else "its 95 % bound"
+            gates.append(
+                at_most(f"{source}: {what}", -losses[worst][key], limit, unit="points", worst=worst)
+            )
+        steel = next(
+            row for row in rows if row["student"] == STEEL.name and row["runtime"] == "openvino"
+        )
+        loss = -steel[source]["minus_fp32"]["mean"]
+        gates.append(at_most(f"{source}: steel in openvino against fp32", loss, 0.5, unit="points"))
+    gates.append(at_least("hard rows", sum(row["hard"] for row in rows), 4))
+    for key, found in quality.items():
+        for fault in ("missed", "false_alarms"):
+            count = len(found["judged"][fault]) if "judged" in found else None
+            gates.append(at_most(f"quality gate by {key}: {fault}", count, 0))
+    return gates
+
+
+def answer(rows: Sequence[dict[str, Any]], gates: Sequence[Gate]) -> str:
+    """Return the sentence of the README table."""
+    means = [row["inverted"]["minus_real"]["mean"] for row in rows if row["has_bn"]]
+    noise = [row["noise"]["minus_real"]["mean"] for row in rows]
+    return (
+        f"networks with BatchNorm: {min(means):+.2f} to {max(means):+.2f} points from the "
+        f"student's own memory, {min(noise):+.1f} to {max(noise):+.1f} from noise; "
+        f"{sum(gate.passed is True for gate in gates)} of {len(gates)} limits hold"
+    )
+
+
 def main() -> None:
     """Run what is missing, and write the result."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
@@ -367,14 +407,19 @@ def main() -> None:
             print(json.dumps(row), flush=True)
     if len(wanted) < len(KINDS) + 1:
         return  # a part of the rows is no result
+    quality = judge_gate(rows, every)
+    gates = judge(rows, quality)
     write_json(
         RESULT,
         {
             "schema_version": 1,
             "question": str(__doc__).splitlines()[0],
+            "answer": answer(rows, gates),
+            "passed": all(gate.passed for gate in gates),
+            "gates": [gate.to_dict() for gate in gates],
             "rows": rows,
             "hard_rows": sum(row["hard"] for row in rows),
-            "quality_gate": judge_gate(rows, every),
+            "quality_gate": quality,
             "settings": {"made": MADE, "chosen": CHOSEN, "few_real": FEW, "seeds": list(SEEDS)},
             "conditions": read_conditions(
                 threads=1, versions={name: version(name) for name in PACKAGES}
