@@ -18,6 +18,7 @@ from typing import Any
 
 from hydistill_edge import __version__
 from hydistill_edge.errors import (
+    HydistillError,
     MissingFileError,
     RunDirectoryError,
     TargetUnavailableError,
@@ -147,7 +148,7 @@ def _build(
         if only in (None, "targets"):
             require_builders(work)
         if only is None:
-            evaluation.check(work)
+            _check_evaluation(work)
         elif look_above:
             refuse_stale(work, only)
         for name, stage in STAGES.items():
@@ -161,6 +162,16 @@ def _build(
                 write_json(run.path / "environment.json", environment())
         done = only in (None, "report")
         return Build(run.path, read_json(run.path / "summary.json") if done else {})
+
+
+def _check_evaluation(work: Work) -> None:
+    """Refuse evaluation images that cannot be used, before anything is trained for them."""
+    try:
+        evaluation.check(work)
+    except HydistillError:
+        # Images are held against the teacher's classes: its own fault is told first.
+        _ = work.teacher
+        raise
 
 
 def require_builders(work: Work) -> None:
