@@ -19,7 +19,7 @@ import hydistill_edge
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "hydistill_edge"
 MOVED = {"targets": f"{PACKAGE}/targets", "calibration": f"{PACKAGE}/calibration"}
-DATA = ("*.yaml", "*.md", "*.j2", "*.css", "py.typed")
+DATA = ("*.yaml", "*.md", "*.j2", "*.css", "*.js", "py.typed")
 
 
 @pytest.fixture(scope="module")
