@@ -20,7 +20,7 @@ from hydistill_edge.calibration.coverage import Activations, summarize
 from hydistill_edge.calibration.layer_quality import LayerMoments, LayerQuality
 from hydistill_edge.calibration.quality import (
     LIMIT,
-    LIMIT_WITHOUT_REAL,
+    LIMIT_BATCH_NORM,
     Quality,
     judge_quality,
 )
@@ -217,7 +217,23 @@ def test_score_is_the_weighted_geometric_mean_of_the_parts() -> None:
 def test_gate_is_stricter_when_there_are_no_real_images() -> None:
     quality = judge_quality(EVEN, bn_distances={"bn": 0.2})
 
-    assert quality.limit == LIMIT_WITHOUT_REAL > LIMIT
+    assert quality.limit == LIMIT_BATCH_NORM > LIMIT
+
+
+def test_batchnorm_decides_when_there_are_real_images_too() -> None:
+    known = LayerMoments("bn", np.zeros(3), np.ones(3), np.zeros(3), np.ones(3))
+
+    quality, _, parts = judged(
+        normal(20, 0.2), normal(50, seed=1), moments=[known], bn_distances={"bn": 0.0}
+    )
+
+    weights = {part.name: part.weight for part in quality.parts}
+    assert parts["signal"] < 0.9
+    assert weights["signal"] == weights["tail"] == 0.0
+    assert quality.limit == LIMIT_BATCH_NORM
+    assert quality.passed is True
+    assert quality.reference == "BatchNorm statistics; ranges beside those of 50 real images"
+    assert quality.layers[0].signal_db is not None
 
 
 def test_gate_takes_the_limit_that_is_handed_in() -> None:
