@@ -364,7 +364,8 @@ def test_every_stage_runs_again_when_the_teacher_file_has_changed(
     tensors = load_file(teacher)
     save_file({**tensors, "classifier.bias": tensors["classifier.bias"] + 1}, teacher)
 
-    assert hydistill("build", recipe, "--out", run_copy, "--json").code == 0
+    # Whether the other teacher's student passes its gates is not asked here.
+    assert hydistill("build", recipe, "--out", run_copy, "--json").code in (0, 1)
 
     assert ran(before, records(run_copy)) == {"teacher", *AFTER_IMAGES}
 
