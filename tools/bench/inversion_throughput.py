@@ -8,6 +8,7 @@ The peer, in the same process and in turns, does all iterations at full size. Ab
 two cores.
 
     python tools/bench/inversion_throughput.py
+    python tools/bench/inversion_throughput.py --width 0.25
     python tools/bench/inversion_throughput.py --sides 32 --width 0.125 --batch 4 --out /tmp/x.json
 """
 
@@ -126,7 +127,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--here", str(side), *options]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
-    answer = "; ".join(
+    answer = f"ResNet-18, width {given.width:g}: " + "; ".join(
         f"{row['images_per_second']:.3g} images/s at {row['side_px']} px in "
         f"{row['peak_memory_mib']} MiB"
         for row in rows
