@@ -14,6 +14,7 @@ from hydistill_edge.errors import MethodError
 from hydistill_edge.images.transfer_set import Indices, TransferSet
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
+from hydistill_edge.training.loop import Trained
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,34 @@ class Distilled:
     resumed_at: int
     seconds: float
     documents: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        student: Student,
+        trained: Trained,
+        held_out: Indices,
+        *,
+        documents: Mapping[str, Any] | None = None,
+    ) -> Distilled:
+        """Return what a method hands back after its training.
+
+        Args:
+            student: with the weights that the training kept.
+            trained: what the training loop returned.
+            held_out: places in the transfer set that it was judged on.
+            documents: see the attribute.
+        """
+        return Distilled(
+            student=student,
+            history=trained.history,
+            holdout_agreement=trained.best.metrics["holdout_agreement"],
+            holdout_rows=held_out,
+            steps=trained.steps,
+            best_step=trained.best_step,
+            resumed_at=trained.resumed_at,
+            seconds=trained.seconds,
+            documents=documents or {},
+        )
 
 
 def check_fit(teacher: Teacher, student: Student, transfer: TransferSet) -> None:

@@ -316,17 +316,7 @@ def distill(
         "judged_on": "collected images" if real[judged].all() else "collected and synthetic images",
         "size": sizes(trained_network.student),
     }
-    return Distilled(
-        student=trained_network.student,
-        history=trained.history,
-        holdout_agreement=trained.best.metrics["holdout_agreement"],
-        holdout_rows=held_out,
-        steps=trained.steps,
-        best_step=trained.best_step,
-        resumed_at=trained.resumed_at,
-        seconds=trained.seconds,
-        documents={DOCUMENT: shown},
-    )
+    return Distilled.of(trained_network.student, trained, held_out, documents={DOCUMENT: shown})
 
 
 def train_arms(

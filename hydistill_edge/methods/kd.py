@@ -232,13 +232,4 @@ def distill(
         device=device,
         progress=progress,
     )
-    return Distilled(
-        student=student,
-        history=trained.history,
-        holdout_agreement=trained.best.metrics["holdout_agreement"],
-        holdout_rows=held_out,
-        steps=trained.steps,
-        best_step=trained.best_step,
-        resumed_at=trained.resumed_at,
-        seconds=trained.seconds,
-    )
+    return Distilled.of(student, trained, held_out)

@@ -346,16 +346,8 @@ def distill(
         memory=epochs,
         position=epochs.position,
     )
-    return Distilled(
-        student=trained_network.student,
-        history=outcome.history,
-        holdout_agreement=outcome.best.metrics["holdout_agreement"],
-        holdout_rows=held_out,
-        steps=outcome.steps,
-        best_step=outcome.best_step,
-        resumed_at=outcome.resumed_at,
-        seconds=outcome.seconds,
-        documents={AUDIT: epochs.audit()},
+    return Distilled.of(
+        trained_network.student, outcome, held_out, documents={AUDIT: epochs.audit()}
     )
 
 

@@ -375,17 +375,7 @@ def distill(
         images=len(train_on),
         measured=measured,
     )
-    return Distilled(
-        student=student,
-        history=trained.history,
-        holdout_agreement=trained.best.metrics["holdout_agreement"],
-        holdout_rows=held_out,
-        steps=trained.steps,
-        best_step=trained.best_step,
-        resumed_at=trained.resumed_at,
-        seconds=trained.seconds,
-        documents={KEYS_FILE: report},
-    )
+    return Distilled.of(student, trained, held_out, documents={KEYS_FILE: report})
 
 
 @torch.no_grad()
