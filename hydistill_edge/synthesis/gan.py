@@ -62,6 +62,7 @@ from hydistill_edge.synthesis.gan_images import Sampled, to_bytes, to_pixels, to
 from hydistill_edge.synthesis.gan_networks import NOISE, Discriminator, GanGenerator
 from hydistill_edge.synthesis.gan_settings import GanSettings
 from hydistill_edge.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from hydistill_edge.training.ema import move_towards
 from hydistill_edge.training.optimizers import load_optimizer_tensors, optimizer_tensors
 from hydistill_edge.training.precision import autocast
 from hydistill_edge.training.sampling import Passes
@@ -432,18 +433,9 @@ class GanTraining:
         torch.autograd.backward(loss)
         self._optimizers[name].step()
 
-    @torch.no_grad()
     def _average(self) -> None:
         keep = self.settings.ema if self.iteration > self.settings.ema_start else 0.0
-        live = self.generator.state_dict()
-        averaged, current = [], []
-        for name, tensor in self.ema.state_dict().items():
-            if tensor.is_floating_point():
-                averaged.append(tensor)
-                current.append(live[name])
-            else:
-                tensor.copy_(live[name])  # counters, such as num_batches_tracked
-        torch._foreach_lerp_(averaged, current, 1.0 - keep)
+        move_towards(self.ema, self.generator, keep=keep)
 
 
 def sample_gan(

@@ -33,21 +33,32 @@ class Ema:
         self.updates = 0
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
 
-    @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Move the average one step towards the network."""
         self.updates += 1
         keep = min(self.decay, (1.0 + self.updates) / (10.0 + self.updates))
-        averaged: list[Tensor] = []
-        current: list[Tensor] = []
-        live = network.state_dict()
-        for name, tensor in self.network.state_dict().items():
-            if tensor.is_floating_point():
-                averaged.append(tensor)
-                current.append(live[name])
-            else:
-                tensor.copy_(live[name])  # counters, such as num_batches_tracked
-        torch._foreach_lerp_(averaged, current, 1.0 - keep)
+        move_towards(self.network, network, keep=keep)
+
+
+@torch.no_grad()
+def move_towards(average: nn.Module, network: nn.Module, *, keep: float) -> None:
+    """Move weights and buffers of an average one step towards a network of the same shape.
+
+    Args:
+        average: changed in place.
+        network: what it follows.
+        keep: share of the average that stays, in [0, 1]; 0 makes it a copy.
+    """
+    averaged: list[Tensor] = []
+    current: list[Tensor] = []
+    live = network.state_dict()
+    for name, tensor in average.state_dict().items():
+        if tensor.is_floating_point():
+            averaged.append(tensor)
+            current.append(live[name])
+        else:
+            tensor.copy_(live[name])  # counters, such as num_batches_tracked
+    torch._foreach_lerp_(averaged, current, 1.0 - keep)
 
 
 def decay_for(*, steps: int, share: float) -> float:
