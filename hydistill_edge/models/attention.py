@@ -137,22 +137,8 @@ class AfdAttention(LayerAttention):
 class RtkAttention(LayerAttention):
     """RTK: student layers are queries, teacher layers are keys.
 
-    Args:
-        student_channels: of each student layer, S numbers.
-        teacher_channels: of each teacher layer, T numbers.
-        width: see `LayerAttention`.
-        seed: see `LayerAttention`.
+    Made like `LayerAttention`: channels of the student's layers first, then of the teacher's.
     """
-
-    def __init__(
-        self,
-        student_channels: Sequence[int],
-        teacher_channels: Sequence[int],
-        *,
-        width: int = WIDTH,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(student_channels, teacher_channels, width=width, seed=seed)
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """Return the attention, shape (N, S, T); each student layer's row over t sums to 1.
