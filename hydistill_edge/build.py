@@ -18,7 +18,6 @@ from typing import Any
 
 from hydistill_edge import __version__
 from hydistill_edge.errors import (
-    HydistillError,
     MissingFileError,
     RunDirectoryError,
     TargetUnavailableError,
@@ -148,7 +147,7 @@ def _build(
         if only in (None, "targets"):
             require_builders(work)
         if only is None:
-            _check_evaluation(work)
+            evaluation.check(work)
         elif look_above:
             refuse_stale(work, only)
         for name, stage in STAGES.items():
@@ -162,16 +161,6 @@ def _build(
                 write_json(run.path / "environment.json", environment())
         done = only in (None, "report")
         return Build(run.path, read_json(run.path / "summary.json") if done else {})
-
-
-def _check_evaluation(work: Work) -> None:
-    """Refuse evaluation images that cannot be used, before anything is trained for them."""
-    try:
-        evaluation.check(work)
-    except HydistillError:
-        # Images are held against the teacher's classes: its own fault is told first.
-        _ = work.teacher
-        raise
 
 
 def require_builders(work: Work) -> None:

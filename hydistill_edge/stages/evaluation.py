@@ -60,6 +60,7 @@ def check(work: Work) -> None:
             classes=work.recipe.class_names(),
         )
     except (ImageSourceError, MissingFileError) as error:
+        _ = work.teacher  # whose classes images are held against: its own fault is told first
         raise type(error)(f"evaluation: {error}") from error
 
 
