@@ -84,10 +84,10 @@ def _quantize(
 
     images, choice = read_choice(work)
     asked = work.recipe.calibration.ranges
-    judges = _selection_images(work, choice)
-    methods: Sequence[str] = METHODS if asked == "auto" else (asked,)
-    if asked == "auto" and len(judges) < LEAST_SELECTION:
-        methods = METHODS[:1]
+    methods: Sequence[str] = (asked,)
+    if asked == "auto":
+        judges = _selection_images(work, choice)
+        methods = METHODS if len(judges) >= LEAST_SELECTION else METHODS[:1]
 
     def build(scheme: Scheme) -> Artifact:
         out = folder / scheme.range_estimator
