@@ -26,6 +26,7 @@ from hydistill_edge.targets.base import Images
 
 if TYPE_CHECKING:
     from hydistill_edge.images.content_hash import Hashes
+    from hydistill_edge.models.student import Student
 
 REFERENCE_IMAGES = 50
 """Real images that a set is judged against: more would cost time and tell little more."""
@@ -88,6 +89,34 @@ def read_choice(work: Work) -> tuple[Images, dict[str, Any]]:
         ) from error
     facts: dict[str, Any] = read_json(work.path("calibration", "choice.json"))
     return images, facts
+
+
+def read_moments(student: Student, images: Images) -> tuple[list[LayerMoments], dict[str, float]]:
+    """Return what BatchNorm layers see of images beside what they remember.
+
+    Args:
+        student: on the CPU.
+        images: shape (N, H, W, C) uint8, taken as one batch.
+
+    Returns:
+        Moments layer by layer, and by layer name the distance in nats, mean over the channels.
+    """
+    from hydistill_edge.objectives.bn_statistics import BatchStatistics, bn_distance
+
+    with BatchStatistics(student.network) as reader:
+        network_logits(student, images, batch=len(images))
+        layers = reader.take()
+    moments = [
+        LayerMoments(
+            layer.name,
+            layer.mean.numpy(),
+            layer.variance.numpy(),
+            layer.running_mean.numpy(),
+            layer.running_variance.numpy(),
+        )
+        for layer in layers
+    ]
+    return moments, {layer.name: float(bn_distance([layer])) for layer in layers}
 
 
 def _make(work: Work, folder: Path) -> None:
@@ -198,26 +227,12 @@ def _judge(
     activations: Activations,
     real: Activations | None,
 ) -> Quality:
-    from hydistill_edge.objectives.bn_statistics import BatchStatistics, bn_distance
-
-    with BatchStatistics(work.student.network) as reader:
-        network_logits(work.student, images, batch=len(images))
-        layers = reader.take()
-    moments = [
-        LayerMoments(
-            layer.name,
-            layer.mean.numpy(),
-            layer.variance.numpy(),
-            layer.running_mean.numpy(),
-            layer.running_variance.numpy(),
-        )
-        for layer in layers
-    ]
+    moments, bn_distances = read_moments(work.student, images)
     return judge_quality(
         choice.per_class,
         activations=activations,
         real=real,
         moments=moments,
-        bn_distances={layer.name: float(bn_distance([layer])) for layer in layers},
+        bn_distances=bn_distances,
         limit=work.recipe.calibration.quality,
     )

@@ -38,8 +38,8 @@ from hydistill_edge.calibration.scheme import choose_scheme
 from hydistill_edge.calibration.select import select_by_parity
 from hydistill_edge.images.content_hash import content_hashes
 from hydistill_edge.images.resize import RESIZE_RULE
-from hydistill_edge.objectives.bn_statistics import BatchStatistics, bn_distance
 from hydistill_edge.run_directory import read_json, write_json
+from hydistill_edge.stages.calibration import read_moments
 from hydistill_edge.stages.logits import network_logits
 from hydistill_edge.stages.targets import LEAST_SELECTION
 from hydistill_edge.synthesis.inversion import invert
@@ -193,20 +193,9 @@ def _scores(
     """Return the product's score, and the one by real images alone that it is held against."""
     tensors = layer_inputs(graph.path, leave_out=(NORMALIZED,))
     reader = make_activation_reader()
-    with BatchStatistics(subject.student.network) as statistics:
-        labels = network_logits(subject.student, chosen, batch=len(chosen)).argmax(axis=1)
-        layers = statistics.take()
+    labels = network_logits(subject.student, chosen).argmax(axis=1)
     names = subject.student.classes
-    moments = [
-        LayerMoments(
-            layer.name,
-            layer.mean.numpy(),
-            layer.variance.numpy(),
-            layer.running_mean.numpy(),
-            layer.running_variance.numpy(),
-        )
-        for layer in layers
-    ]
+    moments, bn_distances = read_moments(subject.student, chosen)
 
     def judge(moments: Sequence[LayerMoments]) -> float | None:
         return judge_quality(
@@ -214,7 +203,7 @@ def _scores(
             activations=activations,
             real=real,
             moments=moments,
-            bn_distances={layer.name: float(bn_distance([layer])) for layer in layers},
+            bn_distances=bn_distances,
         ).score
 
     activations = summarize(reader, graph.path, tensors, chosen)
