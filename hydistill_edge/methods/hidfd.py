@@ -159,18 +159,8 @@ class HiDFDSettings:
             steps: optimizer steps.
             learning_rate: where the settings leave it to the architecture.
         """
-        return Plan(
-            steps=steps,
-            learning_rate=learning_rate if self.learning_rate is None else self.learning_rate,
-            schedule=self.schedule,
-            optimizer=self.optimizer,
-            weight_decay=self.weight_decay,
-            ema_share=self.ema_share,
-            evaluations=self.evaluations,
-            max_seconds=self.max_seconds,
-            checkpoint_seconds=self.checkpoint_seconds,
-            precision=self.precision,
-        )
+        rate = learning_rate if self.learning_rate is None else self.learning_rate
+        return Plan.of(self, steps=steps, learning_rate=rate)
 
     def augmentation(self) -> AugmentSettings:
         """Return the strengths of the augmentation."""

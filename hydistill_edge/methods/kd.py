@@ -136,18 +136,7 @@ class KDSettings:
 
     def plan(self) -> Plan:
         """Return what the training loop needs of this."""
-        return Plan(
-            steps=self.steps,
-            learning_rate=self.learning_rate,
-            schedule=self.schedule,
-            optimizer=self.optimizer,
-            weight_decay=self.weight_decay,
-            ema_share=self.ema_share,
-            evaluations=self.evaluations,
-            max_seconds=self.max_seconds,
-            checkpoint_seconds=self.checkpoint_seconds,
-            precision=self.precision,
-        )
+        return Plan.of(self)
 
     def augmentation(self, size: tuple[int, int]) -> AugmentSettings:
         """Return the strengths for images of a size (height, width)."""

@@ -211,18 +211,7 @@ class KD3Settings:
 
     def plan(self, steps_per_epoch: int) -> Plan:
         """Return what the training loop needs of this."""
-        return Plan(
-            steps=self.epochs * steps_per_epoch,
-            learning_rate=self.learning_rate,
-            schedule=self.schedule,
-            optimizer=self.optimizer,
-            weight_decay=self.weight_decay,
-            ema_share=self.ema_share,
-            evaluations=self.evaluations,
-            max_seconds=self.max_seconds,
-            checkpoint_seconds=self.checkpoint_seconds,
-            precision=self.precision,
-        )
+        return Plan.of(self, steps=self.epochs * steps_per_epoch)
 
     def augmentation(self) -> AugmentSettings:
         """Return the strengths of the augmentation."""

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -102,6 +102,17 @@ class Plan:
     checkpoint_seconds: float = 30.0
     precision: Precision = "auto"
     compile: bool = True
+
+    @staticmethod
+    def of(settings: Any, **given: Any) -> Plan:
+        """Return the plan in a method's settings: all that both name alike.
+
+        Args:
+            settings: a dataclass.
+            given: what the settings do not say, or not in this form; it wins.
+        """
+        named = {field.name for field in fields(Plan)} & {field.name for field in fields(settings)}
+        return Plan(**{name: getattr(settings, name) for name in named} | given)
 
     def __post_init__(self) -> None:
         problems = []

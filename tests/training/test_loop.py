@@ -210,3 +210,16 @@ def test_position_decides_rate_judgements_and_end(tmp_path: Path) -> None:
     assert trained.steps == 4
     assert [entry["step"] for entry in trained.history] == [2, 4]
     assert [entry["lr"] for entry in trained.history] == pytest.approx([0.05, 0.0005])
+
+
+def test_plan_takes_what_settings_name_alike() -> None:
+    @dataclass(frozen=True)
+    class Settings:
+        steps: int | None = None
+        learning_rate: float = 0.3
+        schedule: str = "cosine"
+        batch: int = 8
+
+    plan = Plan.of(Settings(), steps=7)
+
+    assert plan == Plan(steps=7, learning_rate=0.3, schedule="cosine")
