@@ -74,7 +74,7 @@ class Plan:
         steps: optimizer steps.
         learning_rate: peak of the schedule.
         schedule: a name of `SCHEDULES`.
-        optimizer: `sgd` (Nesterov) or `adamw`.
+        optimizer: `sgd` (Nesterov), `adamw` or `lion`.
         momentum: see `create_optimizer`.
         weight_decay: see `create_optimizer`.
         ema_share: the averaged network reaches back over this share of all steps; 0 for none.
@@ -94,7 +94,7 @@ class Plan:
     learning_rate: float
     schedule: str = "one_cycle"
     optimizer: OptimizerName = "sgd"
-    momentum: float = 0.9
+    momentum: float | None = None
     weight_decay: float = 5e-4
     ema_share: float = 0.02
     evaluations: int = 20
@@ -170,6 +170,7 @@ def train(
     progress: Progress | None = None,
     memory: Memory | None = None,
     position: Callable[[int], float] = float,
+    pace: Callable[[float], None] | None = None,
 ) -> Trained:
     """Train a network in place; it ends with the best averaged weights.
 
@@ -189,6 +190,8 @@ def train(
         memory: what `batch_loss` keeps from step to step; saved and restored with the rest.
         position: how far training is, out of `plan.steps`, after so many steps; rises, and decides
             rate, judgements and end. For epochs whose length is not known beforehand.
+        pace: told before each step how far training is, out of `plan.steps`: by its position, or by
+            the clock where that is ahead. For what a method changes along the schedule.
 
     Raises:
         MethodError: the loss is no longer finite.
@@ -226,6 +229,8 @@ def train(
             rate = schedule(now, total=plan.steps, peak=plan.learning_rate)
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            if pace is not None:
+                pace(now)
             with autocast(device, plan.precision):
                 loss = batch_loss(fast, run.step)
             optimizer.zero_grad(set_to_none=True)

@@ -103,7 +103,7 @@ def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
         torch.testing.assert_close(b.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lion"])
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 11])
 def test_result_is_the_same_when_run_is_killed_and_resumed(
     tmp_path: Path, step: int, optimizer: str
@@ -210,6 +210,26 @@ def test_position_decides_rate_judgements_and_end(tmp_path: Path) -> None:
     assert trained.steps == 4
     assert [entry["step"] for entry in trained.history] == [2, 4]
     assert [entry["lr"] for entry in trained.history] == pytest.approx([0.05, 0.0005])
+
+
+def test_pace_is_told_where_training_stands_before_every_step() -> None:
+    task, told = Task(), []
+    position = [0.0, 3.0, 6.0, 9.0, 12.0].__getitem__
+    outcome = train(
+        task.network,
+        task.batch_loss,
+        task.judge,
+        PLAN,
+        generators={},
+        folder=None,
+        fingerprint="",
+        seed=0,
+        device=torch.device("cpu"),
+        position=position,
+        pace=told.append,
+    )
+    assert told == [0.0, 3.0, 6.0, 9.0]
+    assert outcome.steps == len(told)
 
 
 def test_plan_takes_what_settings_name_alike() -> None:
