@@ -14,7 +14,7 @@ from hydistill_edge.errors import MethodError
 from hydistill_edge.images.transfer_set import Indices, TransferSet
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
-from hydistill_edge.training.loop import Trained
+from hydistill_edge.training.loop import Progress, Trained
 
 
 @dataclass(frozen=True)
@@ -115,3 +115,23 @@ def fingerprint(
         "torch": torch.__version__,
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+_SHARES = 1000
+
+
+def portion(progress: Progress | None, place: int, parts: int) -> Progress | None:
+    """Return the progress of one of several trainings, each of which counts as much.
+
+    Args:
+        progress: of all of them.
+        place: of this one, from 0.
+        parts: how many there are; one keeps its own steps.
+    """
+    if progress is None or parts == 1:
+        return progress
+
+    def report(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        progress(int(_SHARES * (place + done / total) / parts), _SHARES, metrics)
+
+    return report

@@ -105,6 +105,10 @@ class Epochs:
         if self._epoch:
             self._batches = self._shuffled(self._record.rows(self._epoch))
 
+    def last_rows(self) -> Rows:
+        """Return the places that the last epoch selected."""
+        return self._record.rows(self._epoch)
+
     def audit(self) -> dict[str, Any]:
         """Return what was selected, when and why."""
         return self._record.audit(self._ids)

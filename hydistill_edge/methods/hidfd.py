@@ -42,10 +42,11 @@ from torch import Tensor, nn
 from hydistill_edge.errors import MethodError, UsageError
 from hydistill_edge.images.augment import Augment, AugmentSettings
 from hydistill_edge.images.transfer_set import Indices, TransferSet
-from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint
+from hydistill_edge.methods.deployment import Head, Lesson, deploy, head_problems
+from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint, portion
 from hydistill_edge.methods.pool import Pool, is_real, judge_on, split
 from hydistill_edge.models.anatomy import probe_input
-from hydistill_edge.models.projected import StudentParts, project, projected_network
+from hydistill_edge.models.projected import StudentParts, project
 from hydistill_edge.models.projector import Parts, ProjectorForm, match_maps
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.taps import Tap, eval_mode, list_taps, reading
@@ -66,7 +67,7 @@ Arm = Literal["synthetic", "collected", "hybrid"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 
 DOCUMENT = "hidfd.json"
-"""What was trained on and what the projector costs, among the documents."""
+"""What was trained on, among the documents."""
 
 REGION_RISE = 0.1
 """Share of all steps over which the activation-region terms come in."""
@@ -88,6 +89,10 @@ class HiDFDSettings:
         steps: optimizer steps; the same for all arms.
         batch: images per step.
         projector: from the student's map to the teacher's; null for the published one.
+        head: what makes the logits of the deployed student: `projector`, with the teacher's
+            classifier behind it, as published; or `folded`, the student's own head, which learns
+            from those two at the end.
+        fold_steps: optimizer steps of the fold; 0 fits the head alone.
         regions: weight of the activation-region terms, 0 for none; they come in over the first
             tenth of the steps.
         optimizer: `sgd` (Nesterov) or `adamw`.
@@ -114,6 +119,8 @@ class HiDFDSettings:
     steps: int | None = None
     batch: int = 64
     projector: ProjectorForm | None = None
+    head: Head = "projector"
+    fold_steps: int = 1000
     regions: float = 0.0
     optimizer: OptimizerName = "sgd"
     learning_rate: float | None = None
@@ -145,6 +152,7 @@ class HiDFDSettings:
             problems.append(f"regions is {self.regions}; expected a weight of at least 0")
         if not 0 < self.holdout < 1:
             problems.append(f"holdout is {self.holdout}; expected a share between 0 and 1")
+        problems += head_problems(self)
         try:
             self.plan(1 if self.steps is None else self.steps, learning_rate=0.05)
         except UsageError as error:
@@ -200,6 +208,11 @@ class HybridDraws:
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def rows(self) -> Indices:
+        """The images of the list, each once, shape (n_r + n_s,)."""
+        return np.unique(self._places)
+
     def at(self, step: int) -> Indices:
         """Return places, shape (batch,)."""
         places: Indices = self._places[self._passes.at(step)]
@@ -222,7 +235,7 @@ def distill(
     Args:
         teacher: frozen; its classifier becomes the student's.
         student: gives the backbone; it is not changed. The trained student is another one, with
-            projector and classifier.
+            projector and classifier unless its head is folded.
         transfer: collected and synthetic images; neither labels nor logits are trained on.
         settings: how to train.
         workdir: where the checkpoint lies. Called again after a kill, with the same arguments,
@@ -232,7 +245,8 @@ def distill(
         progress: called with (steps done, steps in all, the last metrics).
 
     Returns:
-        The student, and what it was trained on among the documents (`hidfd.json`).
+        The student, and among the documents what it was trained on (`hidfd.json`) and what of it
+        is deployed (`deployment.json`).
 
     Raises:
         MethodError: classes differ, the teacher's classifier cannot be shared, the arm has no
@@ -283,17 +297,19 @@ def distill(
         assert isinstance(network, StudentParts)
         return judge(network.student)
 
+    plan = settings.plan(steps, learning_rate=usual_rate(student.architecture))
+    parts = 1 + (settings.head == "folded")
     trained = train(
         trained_network,
         batch_loss,
         judge_student,
-        settings.plan(steps, learning_rate=usual_rate(student.architecture)),
+        plan,
         generators={"batch": generator},
         folder=workdir,
         fingerprint=fingerprint(teacher, student, transfer, settings, seed),
         seed=seed,
         device=device,
-        progress=progress,
+        progress=portion(progress, 0, parts),
     )
     shown = {
         "schema_version": 1,
@@ -304,9 +320,18 @@ def distill(
         "real_share": _arm_share(settings, len(collected), len(synthetic)),
         "steps": trained.steps,
         "judged_on": "collected images" if real[judged].all() else "collected and synthetic images",
-        "size": sizes(trained_network.student),
     }
-    return Distilled.of(trained_network.student, trained, held_out, documents={DOCUMENT: shown})
+    return deploy(
+        Distilled.of(trained_network.student, trained, held_out, documents={DOCUMENT: shown}),
+        student,
+        Lesson(pool, draws.rows, draws.at, judge, len(judged)),
+        settings,
+        plan=plan,
+        workdir=workdir,
+        seed=seed,
+        device=device,
+        progress=portion(progress, 1, parts),
+    )
 
 
 def train_arms(
@@ -352,21 +377,6 @@ def train_arms(
 def usual_rate(architecture: str) -> float:
     """Return the published learning rate of an architecture."""
     return 0.01 if any(name in architecture for name in _SLOW) else 0.05
-
-
-def sizes(student: Student) -> dict[str, int]:
-    """Return the parameters of a projected student and of its parts, and its MACs."""
-    network = projected_network(student)
-    found = {
-        f"{name}_params": sum(p.numel() for p in part.parameters())
-        for name, part in (
-            ("backbone", network.backbone),
-            ("projector", network.projector),
-            ("classifier", network.classifier),
-        )
-    }
-    total = student.count()
-    return {"params": total.params, "macs": total.macs, **found}
 
 
 class _Regions:

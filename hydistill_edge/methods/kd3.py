@@ -47,7 +47,8 @@ from hydistill_edge.images.selection import (
     teacher_share,
 )
 from hydistill_edge.images.transfer_set import TransferSet
-from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint
+from hydistill_edge.methods.deployment import Head, Lesson, deploy, head_problems
+from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint, portion
 from hydistill_edge.methods.epochs import Epochs
 from hydistill_edge.methods.pool import Pool, is_real, judge_on, split
 from hydistill_edge.models.heads import EMBEDDING, EmbeddingHead
@@ -65,6 +66,7 @@ from hydistill_edge.objectives.style import draw_partners, mix_distribution, nt_
 from hydistill_edge.training.loop import Judgement, Plan, Progress, train
 from hydistill_edge.training.optimizers import OptimizerName
 from hydistill_edge.training.precision import Precision
+from hydistill_edge.training.sampling import Passes
 
 RECORD = "selection"
 """Folder in the work directory with the selections of a training that is under way."""
@@ -107,6 +109,10 @@ class KD3Settings:
         beta: of the Beta distribution of the shares of style.
         embedding: length of an embedding.
         projector: from the student's map to the teacher's; null for the published one.
+        head: what makes the logits of the deployed student: `projector`, with the teacher's
+            classifier behind it, as published; or `folded`, the student's own head, which learns
+            from those two at the end, on what was selected last.
+        fold_steps: optimizer steps of the fold; 0 fits the head alone.
         optimizer: `sgd` (Nesterov) or `adamw`.
         learning_rate: peak of the schedule.
         schedule: `three_step` (a tenth from 62.5, 75 and 87.5 % on) as published, or another.
@@ -143,6 +149,8 @@ class KD3Settings:
     beta: float = 0.1
     embedding: int = EMBEDDING
     projector: ProjectorForm | None = None
+    head: Head = "projector"
+    fold_steps: int = 1000
     optimizer: OptimizerName = "sgd"
     learning_rate: float = 0.05
     schedule: str = "three_step"
@@ -201,6 +209,7 @@ class KD3Settings:
             )
             if not holds
         ]
+        problems += head_problems(self)
         try:
             self.plan(1)
         except UsageError as error:
@@ -243,7 +252,7 @@ def distill(
     Args:
         teacher: frozen; its classifier becomes the student's.
         student: gives the backbone; it is not changed. The trained student is another one, with
-            projector and classifier.
+            projector and classifier unless its head is folded.
         transfer: the pool with the teacher's logits; labels are not looked at.
         settings: how to train.
         workdir: where the checkpoint lies. Called again after a kill, with the same arguments,
@@ -253,7 +262,8 @@ def distill(
         progress: called with (steps done, steps in all, the last metrics).
 
     Returns:
-        The student, and the audit record among the documents (`selection.json`).
+        The student, and among the documents the audit record (`selection.json`) and what of the
+        student is deployed (`deployment.json`).
 
     Raises:
         MethodError: classes differ, the teacher's classifier cannot be shared, too few images, no
@@ -321,22 +331,34 @@ def distill(
         assert isinstance(network, _Trained)
         return judge(network.student)
 
+    plan = settings.plan(epochs.nominal)
+    parts = 1 + (settings.head == "folded")
     outcome = train(
         trained_network,
         batch_loss,
         judge_student,
-        settings.plan(epochs.nominal),
+        plan,
         generators=generators,
         folder=workdir,
         fingerprint=_fingerprint(teacher, student, transfer, settings, seed, decisions),
         seed=seed,
         device=device,
-        progress=progress,
+        progress=portion(progress, 0, parts),
         memory=epochs,
         position=epochs.position,
     )
-    return Distilled.of(
-        trained_network.student, outcome, held_out, documents={AUDIT: epochs.audit()}
+    selected = epochs.last_rows()
+    last = Passes(len(selected), batch=settings.batch, seed=seed)
+    return deploy(
+        Distilled.of(trained_network.student, outcome, held_out, documents={AUDIT: epochs.audit()}),
+        student,
+        Lesson(pool, selected, lambda step: selected[last.at(step)], judge, len(held_out)),
+        settings,
+        plan=plan,
+        workdir=workdir,
+        seed=seed,
+        device=device,
+        progress=portion(progress, 1, parts),
     )
 
 

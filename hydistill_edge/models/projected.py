@@ -14,8 +14,10 @@ from hydistill_edge.models.anatomy import probe_input
 from hydistill_edge.models.projector import (
     Parts,
     ProjectedNetwork,
+    Projector,
     ProjectorForm,
     assemble,
+    backbone_state,
     cut_network,
 )
 from hydistill_edge.models.student import Student
@@ -85,6 +87,41 @@ def project(
         plan=plan,
         input_note=student.input_note,
     )
+
+
+def unproject(projected: Student, plain: Student) -> Student:
+    """Return the plain student with the backbone of a projected one; its last layers stay its own.
+
+    Args:
+        projected: made by `project` from `plain`, and trained since.
+        plain: is copied, not changed.
+    """
+    folded = copy.deepcopy(plain)
+    inner = _inner(folded)
+    state = inner.state_dict()
+    known = backbone_state(projected_network(projected).backbone)
+    inner.load_state_dict({name: known.get(name, tensor) for name, tensor in state.items()})
+    return folded.to(next(projected.parameters()).device)
+
+
+def with_projector(projected: Student, form: ProjectorForm) -> Student:
+    """Return a copy of a projected student with a fresh projector, for its size.
+
+    Args:
+        projected: made by `project`.
+        form: of the new projector.
+    """
+    other = copy.deepcopy(projected)
+    network = projected_network(other)
+    first = network.projector.layers[0]
+    assert isinstance(first, nn.Conv2d)
+    network.projector = Projector(
+        first.in_channels,
+        network.classifier.in_features,
+        form=form,
+        signed=bool(projected.options["signed"]),
+    ).to(network.classifier.weight.device)
+    return other
 
 
 class StudentParts(nn.Module):

@@ -227,6 +227,13 @@ class Cut:
         return layer.removeprefix("features.")
 
 
+def backbone_state(backbone: nn.Module) -> dict[str, Tensor]:
+    """Return the state of a cut backbone under the names that it had in the whole network."""
+    if isinstance(backbone, _Trunk):
+        return backbone.network.state_dict()
+    return {f"features.{name}": tensor for name, tensor in backbone.state_dict().items()}
+
+
 def cut_network(network: nn.Module, example: Tensor) -> Cut:
     """Cut a network behind its final map: what follows is dropped."""
     with eval_mode(network):

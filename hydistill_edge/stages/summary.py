@@ -112,10 +112,26 @@ def _student(work: Work, scores: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{name: facts[name] for name in ("arch", "width", "params", "macs", "digest")},
         "holdout_agreement": agreement,
+        "deployment": _deployment(work),
         "teacher_agreement": score["agreement_with_teacher"] if score else agreement,
         "teacher_agreement_note": "on the evaluation images" if score else facts["holdout_note"],
         **_accuracy(score),
         "gates": gates,
+    }
+
+
+def _deployment(work: Work) -> dict[str, Any] | None:
+    """Return what of a student with a projector is deployed, and at what price."""
+    told = _optional(work, "student", "deployment.json")
+    if told is None:
+        return None
+    names = ("params", "macs", "holdout_agreement")
+    return {
+        "head": told["head"],
+        **{
+            side: told[side] and {name: told[side][name] for name in names}
+            for side in ("before", "after")
+        },
     }
 
 

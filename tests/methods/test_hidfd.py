@@ -178,18 +178,12 @@ def test_trained_student_holds_the_teachers_classifier_unchanged(
     assert torch.equal(classifier.bias, teacher.classifier.bias)
 
 
-def test_document_tells_share_and_the_projectors_cost(
+def test_document_tells_the_share_of_collected_images(
     teacher: Teacher, transfer: TransferSet, tmp_path: Path
 ) -> None:
-    found = run(teacher, transfer, tmp_path)
-    told = found.documents["hidfd.json"]
+    told = run(teacher, transfer, tmp_path).documents["hidfd.json"]
     assert (told["collected"], told["synthetic"]) == (18, 36)
     assert told["real_share"] == pytest.approx(3 * 18 / (3 * 18 + 36))
-    size = told["size"]
-    assert size["projector_params"] == 5 * 6 + 2 * 6
-    assert size["params"] == sum(
-        size[f"{p}_params"] for p in ("backbone", "projector", "classifier")
-    )
 
 
 @pytest.mark.parametrize("arm", ARMS)
