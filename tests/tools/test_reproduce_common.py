@@ -4,6 +4,7 @@ import argparse
 import importlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -97,15 +98,19 @@ def test_script_says_run_again_when_its_minutes_are_up(
     assert "run the same command again" in capsys.readouterr().err
 
 
-def test_pace_leaves_out_warm_up_and_the_last_report(
+def test_training_is_timed_behind_its_first_report_when_it_is_probed(
     common: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter([10.0, 14.0])
+    clock = iter(range(100))
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    pace = common.Pace(warmup=4)
-    for done in (2, 4, 12, 14):
-        pace(done, 14, {})
-    assert pace.measured() == (8, 4.0)
+
+    def start(progress: Callable[..., None], total: int) -> None:
+        for done in range(2, total + 1, 2):
+            progress(done, total, {})
+
+    phase = common.time_training("a", start, steps=20, batch=4, planned_steps=100)
+    assert (phase.steps, phase.seconds) == (20, 10)
+    assert phase.projected_s == 50
 
 
 def test_projection_multiplies_each_phase_by_its_planned_steps(common: ModuleType) -> None:

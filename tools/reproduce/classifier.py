@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Split, hold_out
+from common import Phase, Split, Work, hold_out, tell, time_training
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -77,24 +77,25 @@ def train_classifier(
     spec: InputSpec,
     settings: ClassifierSettings,
     *,
-    workdir: Path,
+    workdir: Path | None,
     seed: int = 0,
     device: torch.device,
     progress: Progress | None = None,
-) -> tuple[Teacher, dict[str, Any]]:
+) -> dict[str, Any]:
     """Train a network of the zoo on labels; go on from the checkpoint where there is one.
 
     Args:
         split: labelled images; some of them are held out.
         spec: mean and standard deviation that the network is given.
         settings: how to train.
-        workdir: where checkpoint and weights lie.
+        workdir: where checkpoint and weights lie; None for neither.
         seed: of everything that is drawn.
         device: where to train.
         progress: called about a hundred times.
 
     Returns:
-        The network as a teacher, and facts: `holdout_accuracy`, `steps`, `best_step`, `seconds`.
+        What can be said: `holdout_accuracy`, `steps`, `best_step`, `seconds`. The weights lie in
+        `workdir`; `read_classifier` reads them.
     """
     keep, held = hold_out(split.labels, settings.holdout, seed=seed)
     network = _create(split, spec, settings, seed).to(device)
@@ -139,12 +140,9 @@ def train_classifier(
         device=device,
         progress=progress,
     )
-    inner = network[1]
-    save_file(
-        {name: tensor.contiguous().cpu() for name, tensor in inner.state_dict().items()},
-        workdir / WEIGHTS,
-    )
-    facts = {
+    if workdir is not None:
+        _save(network, workdir)
+    return {
         "architecture": settings.architecture,
         "holdout_accuracy": trained.best.score,
         "holdout": len(held),
@@ -152,7 +150,34 @@ def train_classifier(
         "best_step": trained.best_step,
         "seconds": trained.seconds,
     }
-    return read_classifier(split, spec, settings, workdir=workdir, device=device), facts
+
+
+def teacher_of(
+    work: Work,
+    split: Split,
+    spec: InputSpec,
+    settings: ClassifierSettings,
+    *,
+    seed: int,
+    device: torch.device,
+    name: str = "teacher",
+) -> tuple[Teacher, dict[str, Any]]:
+    """Return a run's trained classifier, and how its training went; a part of the work."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        return train_classifier(
+            split,
+            spec,
+            settings,
+            workdir=folder,
+            seed=seed,
+            device=device,
+            progress=tell(name),
+        )
+
+    told = work.part(name, make)
+    folder = work.folder / name
+    return read_classifier(split, spec, settings, workdir=folder, device=device), told
 
 
 def read_classifier(
@@ -172,6 +197,51 @@ def read_classifier(
         options={"width": settings.width},
     )
     return teacher.to(device)
+
+
+def probe_teacher(
+    split: Split,
+    spec: InputSpec,
+    settings: ClassifierSettings,
+    *,
+    workdir: Path,
+    device: torch.device,
+) -> Teacher:
+    """Return an untrained classifier as a teacher, for timing what follows."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    _save(_create(split, spec, settings, seed=0), workdir)
+    teacher = read_classifier(split, spec, settings, workdir=workdir, device=device)
+    return teacher.to(memory_format=torch.channels_last)
+
+
+def probe_classifier(
+    split: Split,
+    spec: InputSpec,
+    settings: ClassifierSettings,
+    *,
+    steps: int,
+    device: torch.device,
+    name: str = "teacher",
+) -> Phase:
+    """Return what its training costs, by a few steps of it."""
+
+    def start(progress: Progress, total: int) -> None:
+        quick = replace(settings, steps=total, evaluations=1, checkpoint_seconds=1e9)
+        train_classifier(split, spec, quick, workdir=None, device=device, progress=progress)
+
+    return time_training(
+        name,
+        start,
+        steps=steps,
+        batch=settings.batch,
+        planned_steps=settings.planned_steps(len(split)),
+    )
+
+
+def _save(network: nn.Sequential, workdir: Path) -> None:
+    """Write the weights without what stands in front of them."""
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in network[1].state_dict().items()}
+    save_file(tensors, workdir / WEIGHTS)
 
 
 def _create(

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -32,14 +32,13 @@ from hydistill_edge.images.transfer_format import Origin
 from hydistill_edge.images.transfer_set import TransferSet, TransferSetWriter
 from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.teacher import Teacher
+from hydistill_edge.training.loop import Progress
 
 UNFINISHED = 10
 """Exit code where the minutes were up before the work: run the same command again."""
 
 PROBE_STEPS = 200
-"""Steps of each phase that a step rate is measured on, behind `WARMUP_STEPS` others."""
-
-WARMUP_STEPS = 20
+"""Steps of each phase that a step rate is measured on, behind a warm-up of a tenth of them."""
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -155,7 +154,7 @@ def write_transfer(
     *,
     method: str,
 ) -> TransferSet:
-    """Write images with the teacher's logits as a transfer set, or open the one that is there.
+    """Write images with the teacher's logits as a transfer set; take the one that is there.
 
     Args:
         folder: of the set.
@@ -250,6 +249,8 @@ def piece(minutes: float | None) -> Iterator[None]:
 class Work:
     """A folder that holds the parts of one run, so that it can be done in pieces.
 
+    Used in a `with` block, it adds up the wall time of all pieces.
+
     Args:
         folder: made where it is missing.
         facts: all that the results depend on, as plain values.
@@ -260,6 +261,7 @@ class Work:
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
         self.folder = folder
+        self._started = time.monotonic()
         plain = json.loads(json.dumps(dict(facts)))
         known = folder / "run.json"
         if known.exists():
@@ -273,6 +275,21 @@ class Work:
             return
         folder.mkdir(parents=True, exist_ok=True)
         write_json(known, plain)
+
+    def __enter__(self) -> Work:
+        self._started = time.monotonic()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        write_json(self.folder / "wall.json", {"seconds": self.wall_s})
+        self._started = time.monotonic()
+
+    @property
+    def wall_s(self) -> float:
+        """Wall time of all pieces until now, that of reading data and compiling included."""
+        path = self.folder / "wall.json"
+        before = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.exists() else 0.0
+        return float(before) + time.monotonic() - self._started
 
     def part(self, name: str, make: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
         """Return what `make` returned, now or in an earlier call.
@@ -291,34 +308,37 @@ class Work:
         return found
 
 
-class Pace:
-    """Measures a training's step rate, as its `progress`: between the warm-up and the last report.
+class Enough(BaseException):
+    """A training has been timed; it ends here, with nothing kept."""
 
-    The last report is left out, since the hold-out is judged before it.
+
+class Pace:
+    """Times a training from its first report on, as its `progress`, and ends it after some steps.
 
     Args:
-        warmup: steps before the clock starts.
+        steps: to time, behind the first report.
     """
 
-    def __init__(self, warmup: int) -> None:
-        self._warmup = warmup
-        self._times: list[tuple[int, float]] = []
+    def __init__(self, steps: int) -> None:
+        self._wanted = steps
+        self._first: tuple[int, float] | None = None
+        self.steps = 0
+        self.seconds = 0.0
 
     def __call__(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
-        """Note the time; see `hydistill_edge.training.loop.Progress`."""
-        del metrics
-        if self._warmup <= done < total:
-            self._times.append((done, time.perf_counter()))
+        """Note the time; see `hydistill_edge.training.loop.Progress`.
 
-    def measured(self) -> tuple[int, float]:
-        """Return steps and the seconds they took."""
-        if len(self._times) < 2:
-            raise UsageError(
-                f"{len(self._times)} reports behind {self._warmup} steps of warm-up; expected at "
-                "least 2: probe more steps"
-            )
-        (first, started), (last, ended) = self._times[0], self._times[-1]
-        return last - first, ended - started
+        Raises:
+            Enough: the steps are timed.
+        """
+        del total, metrics
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = (done, now)
+            return
+        self.steps, self.seconds = done - self._first[0], now - self._first[1]
+        if self.steps >= self._wanted:
+            raise Enough
 
 
 @dataclass(frozen=True)
@@ -357,18 +377,41 @@ class Phase:
         }
 
 
+def time_training(
+    name: str,
+    start: Callable[[Progress, int], object],
+    *,
+    steps: int,
+    batch: int,
+    planned_steps: int,
+) -> Phase:
+    """Time a training: the first steps pass as a warm-up, then so many are timed, then it ends.
+
+    Args:
+        name: of the phase.
+        start: begins a training with this `progress` and this number of steps, of which a small
+            part is done; both the loop's reports and its reading of the loss are a hundredth apart.
+        steps: to time.
+        batch: images per step.
+        planned_steps: of the whole phase.
+    """
+    pace = Pace(steps)
+    with suppress(Enough):
+        start(pace, 100 * max(1, steps // 10))
+    return Phase(name, pace.steps, pace.seconds, batch, planned_steps)
+
+
 def time_steps(
     name: str,
     step: Callable[[], object],
     *,
     steps: int,
-    warmup: int,
     batch: int,
     planned_steps: int,
     device: torch.device,
 ) -> Phase:
-    """Time calls of a function, the device's work included."""
-    for _ in range(warmup):
+    """Time calls of a function, the device's work included, after a warm-up."""
+    for _ in range(max(1, steps // 10)):
         step()
     wait_for(device)
     started = time.perf_counter()
@@ -427,11 +470,6 @@ def arguments(description: str, *, dataset: str) -> argparse.ArgumentParser:
 def schedule_of(given: argparse.Namespace) -> str:
     """Return the name of the schedule that was asked for."""
     return "fast" if given.fast else "smoke" if given.smoke else "published"
-
-
-def warmup_of(steps: int) -> int:
-    """Return the warm-up that goes with a number of steps to time."""
-    return min(WARMUP_STEPS, max(1, steps // 4))
 
 
 def pick_device(name: str) -> torch.device:
@@ -494,7 +532,7 @@ def write_result(path: Path, values: Mapping[str, Any], *, device: torch.device)
     print(json.dumps(whole, indent=2))
 
 
-def tell(name: str) -> Callable[[int, int, Mapping[str, float]], None]:
+def tell(name: str) -> Progress:
     """Return a `progress` that prints a line a report, on stderr."""
 
     def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
