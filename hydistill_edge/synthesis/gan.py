@@ -241,6 +241,7 @@ class GanTraining:
             **shape,
             size=(height, width),
             features=self.real_features.shape[1],
+            teacher=teacher if settings.trunk == "teacher" else None,
             seed=seed + 1,
         )
         for network in (self.generator, self.discriminator):

@@ -20,6 +20,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from hydistill_edge.errors import UsageError
 from hydistill_edge.models.sizing import CHANNEL_STEP
+from hydistill_edge.models.teacher import Teacher
+from hydistill_edge.synthesis.gan_images import to_pixels
 
 NOISE = 128
 """Values of the noise vector."""
@@ -205,6 +207,29 @@ class Judged(NamedTuple):
     mapped: Tensor
 
 
+class TeacherTrunk(nn.Module):
+    """The frozen teacher and one linear layer in place of a trained trunk: an ablation.
+
+    Source: an alternative file of the released code; the paper's discriminator has its own trunk.
+
+    Args:
+        teacher: frozen. It is no part of this module: its weights are neither trained nor saved.
+        features: length of its penultimate vector.
+        width: of the output.
+    """
+
+    def __init__(self, teacher: Teacher, features: int, width: int) -> None:
+        super().__init__()
+        self._teacher = (teacher,)
+        self.linear = nn.Linear(features, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return a map (N, width, 1, 1) of images (N, C, H, W) in [-1, 1]."""
+        found = self._teacher[0].features(to_pixels(images)).penultimate.flatten(1)
+        output: Tensor = self.linear(found)
+        return output[:, :, None, None]
+
+
 class Discriminator(nn.Module):
     """Judges images in [-1, 1] with three heads on one trunk.
 
@@ -214,6 +239,7 @@ class Discriminator(nn.Module):
         size: height and width of the images in pixels, at least 8 each.
         features: length of the teacher's penultimate vector.
         base: channels at multiplier 1; None for `base_width`.
+        teacher: takes the place of the trunk; None for the paper's own trunk.
         seed: of the weights; torch's global generator is left as it was.
     """
 
@@ -225,6 +251,7 @@ class Discriminator(nn.Module):
         size: tuple[int, int],
         features: int,
         base: int | None = None,
+        teacher: Teacher | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -236,7 +263,9 @@ class Discriminator(nn.Module):
                 after = base * multiplier
                 blocks.append(DownBlock(before, after, pools=pools, first=index == 0))
                 before = after
-            self.trunk = nn.Sequential(*blocks)
+            self.trunk: nn.Module = nn.Sequential(*blocks)
+            if teacher is not None:
+                self.trunk = TeacherTrunk(teacher, features, before)
             self.adv = nn.Linear(before, 1)
             self.adc = nn.Linear(before, 2 * classes)
             hidden = min(_HIDDEN, 4 * before)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from hydistill_edge.errors import UsageError
 from hydistill_edge.objectives.frequency import Weighting
 from hydistill_edge.training.precision import Precision
+
+Trunk = Literal["own", "teacher"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class GanSettings:
         ema: share of the averaged generator that each step keeps.
         ema_start: iteration from which it is an average; an exact copy before.
         width: channels at multiplier 1; None for 64, and less below 32 px.
+        trunk: the discriminator's body: its `own`, or the frozen `teacher` with one linear layer,
+            which is an ablation.
         records: entries of the history.
         precision: `auto`, `float32` or `bf16`.
         checkpoint_seconds: wall time between checkpoints.
@@ -54,6 +59,7 @@ class GanSettings:
     ema: float = 0.9999
     ema_start: int = 1000
     width: int | None = None
+    trunk: Trunk = "own"
     records: int = 20
     precision: Precision = "float32"
     checkpoint_seconds: float = 60.0
@@ -78,6 +84,8 @@ class GanSettings:
             for name in ("ema", "beta")
             if not 0 <= getattr(self, name) < 1
         ]
+        if self.trunk not in get_args(Trunk):
+            problems.append(f'trunk "{self.trunk}"; expected "own" or "teacher"')
         if self.weighting not in ("effective", "inverse"):
             problems.append(f'weighting "{self.weighting}"; expected "effective" or "inverse"')
         if problems:

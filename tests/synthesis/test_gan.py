@@ -96,7 +96,7 @@ def test_published_run_has_20000_iterations(teacher: Teacher) -> None:
 
 def test_settings_are_refused_with_all_problems_when_out_of_range() -> None:
     with pytest.raises(UsageError) as caught:
-        GanSettings(batch=1, ema=1.0, blend=-1.0, records=0)
+        GanSettings(batch=1, ema=1.0, blend=-1.0, records=0, trunk="both")  # type: ignore[arg-type]
     for part in ("batch is 1", "ema is 1.0", "blend is -1.0", "records is 0"):
         assert part in str(caught.value)
 
@@ -253,6 +253,22 @@ def test_teacher_stays_as_it_is(teacher: Teacher) -> None:
     assert not teacher.training
     assert all(torch.equal(value, state(teacher)[name]) for name, value in before[1].items())
     assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_teacher_as_trunk_is_read_but_neither_trained_nor_saved(teacher: Teacher) -> None:
+    before = state(teacher)
+    training = start(teacher, replace(TINY, trunk="teacher"))
+    discriminator = state(training.discriminator)
+    assert not any("_teacher" in name or "network" in name for name in discriminator)
+    assert discriminator["trunk.linear.parametrizations.weight.original"].shape[1] == 5
+
+    training.step()
+
+    after = state(training.discriminator)
+    trained = [name for name in after if name.endswith("original") or name == "trunk.linear.bias"]
+    assert len(trained) == 6
+    assert all(not torch.equal(after[name], discriminator[name]) for name in trained)
+    assert all(torch.equal(before[name], tensor) for name, tensor in state(teacher).items())
 
 
 def test_images_are_sampled_from_the_averaged_generator_by_class(teacher: Teacher) -> None:
