@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from hydistill_edge.images.augment import Augment, AugmentSettings
 from hydistill_edge.images.sources import SourceSpec, load_source
+from hydistill_edge.images.transfer_format import Origin
 from hydistill_edge.images.transfer_set import TransferSet, TransferSetWriter
 from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.student import Student
@@ -148,24 +149,27 @@ def supervised_teacher(
         device=torch.device("cpu"),
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(network.state_dict(), file)
+    # Channels-last weights are not contiguous, which the format asks for.
+    save_file({name: part.contiguous() for name, part in network.state_dict().items()}, file)
     return Teacher.wrap(network, classes=classes, spec=spec, name=name)
 
 
-def write_set(folder: Path, teacher: Teacher, parts: Mapping[str, Images]) -> TransferSet:
-    """Return a transfer set of images by origin (`real`, `web`, `synthetic`), made once."""
+def write_set(
+    folder: Path, teacher: Teacher, parts: Mapping[str, tuple[Origin, Images]]
+) -> TransferSet:
+    """Return a transfer set, made once, of images by the name of their source."""
     if not folder.exists():
-        first = next(iter(parts.values()))
+        _, first = next(iter(parts.values()))
         with TransferSetWriter(
             folder,
-            size=first.shape[1:3],
+            size=(first.shape[1], first.shape[2]),
             channels=first.shape[3],
             classes=teacher.classes,
             teacher_digest=teacher.digest,
         ) as writer:
-            for origin, images in parts.items():
-                ids = [f"{origin}-{row:05d}" for row in range(len(images))]
-                writer.add(images, network_logits(teacher, images), origin=origin, ids=ids)  # type: ignore[arg-type]
+            for name, (origin, images) in parts.items():
+                ids = [f"{name}:{row:05d}" for row in range(len(images))]
+                writer.add(images, network_logits(teacher, images), origin=origin, ids=ids)
     return TransferSet.open(folder)
 
 

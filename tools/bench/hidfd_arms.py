@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from arms import (
+    Images,
     Runs,
     Split,
     accuracy,
@@ -34,6 +35,7 @@ from arms import (
 from hydistill_edge.images.augment import AugmentSettings
 from hydistill_edge.images.leak import check_leak
 from hydistill_edge.images.pilot import choose_pilot
+from hydistill_edge.images.transfer_format import Origin
 from hydistill_edge.methods.hidfd import HiDFDSettings, distill, real_share
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
@@ -91,7 +93,7 @@ CLAIMS = (
 )
 
 
-def collect(teacher: Teacher, candidates: Split, seed: int) -> Any:
+def collect(teacher: Teacher, candidates: Split, seed: int) -> Images:
     """Return the pilot images: those the teacher is sure of, balanced over its classes."""
     logits = network_logits(teacher, candidates.images)
     pilot = choose_pilot("confident", candidates.images, logits, count=COLLECTED, seed=seed)
@@ -112,9 +114,11 @@ def run(name: str, seed: int, teacher: Teacher, candidates: Split, test: Split, 
         seed=seed,
     )
     made = sample_gan(gan, teacher, count=SYNTHETIC, seed=seed)
-    transfer = write_set(
-        keep / f"set-{arm.gan}-{seed}", teacher, {"real": collected, "synthetic": made.images}
-    )
+    parts: dict[str, tuple[Origin, Images]] = {
+        "collected": ("real", collected),
+        "gan": ("synthetic", made.images),
+    }
+    transfer = write_set(keep / f"set-{arm.gan}-{seed}", teacher, parts)
     student = Student.create(
         "resnet8", classes=teacher.classes, channels=1, size=(SIDE, SIDE), seed=seed
     )
