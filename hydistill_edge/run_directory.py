@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hydistill_edge.errors import MissingFileError, NoSpaceError, RunDirectoryError, UsageError
+from hydistill_edge.memory import begin_peak, gpu_peak_mib, resident_peak_mib
 
 LOCK_NAME = "run.lock"
 STAGES_FOLDER = "stages"
@@ -133,6 +134,8 @@ class StageRecord:
     digest: str  # sha256 of the outputs: a stage whose files differ is not whole
     wall_s: float
     content: str = ""  # sha256 of the outputs but histories; empty where that is `digest`
+    peak_mib: float | None = None  # resident memory at most, while the stage ran
+    gpu_peak_mib: float | None = None
 
     @property
     def result(self) -> str:
@@ -253,6 +256,7 @@ class RunDirectory:
             if stale != partial or stage.partition(".")[0] in self._anew:
                 shutil.rmtree(stale, ignore_errors=True)
         started = time.monotonic()
+        begin_peak()
         with space_errors(final):
             partial.mkdir(parents=True, exist_ok=True)
             make(partial)
@@ -272,6 +276,7 @@ class RunDirectory:
         if self._is_done(stage, inputs):
             return False
         started = time.monotonic()
+        begin_peak()
         with space_errors(self.path / file):
             text = make()
         self._forget(stage)
@@ -304,6 +309,15 @@ class RunDirectory:
         names = sorted(path.stem for path in (self.path / STAGES_FOLDER).glob("*.json"))
         records = [record for name in names if (record := self.record(name))]
         return {record.stage: round(record.wall_s, 3) for record in records}
+
+    def peak_mib(self) -> dict[str, dict[str, float | None]]:
+        """Return the memory in MiB that each finished stage took at most when it last ran."""
+        names = sorted(path.stem for path in (self.path / STAGES_FOLDER).glob("*.json"))
+        records = [record for name in names if (record := self.record(name))]
+        return {
+            record.stage: {"resident": record.peak_mib, "gpu": record.gpu_peak_mib}
+            for record in records
+        }
 
     def _is_done(self, stage: str, inputs: str) -> bool:
         """Say whether a stage has nothing to do.
@@ -350,7 +364,8 @@ class RunDirectory:
         if any(file.name == HISTORY_NAME for file in files):
             read = [row for row, file in enumerate(files) if file.name != HISTORY_NAME]
             content = _digest_of_outputs([names[row] for row in read], [files[row] for row in read])
-        return StageRecord(stage, inputs, outputs, digest, wall_s, content)
+        peaks = resident_peak_mib(), gpu_peak_mib()
+        return StageRecord(stage, inputs, outputs, digest, wall_s, content, *peaks)
 
     def _sweep(self) -> None:
         """Remove what atomic file writes of a killed run left behind."""

@@ -54,10 +54,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *(f"bundle.{name}" for name in ("manifest", "pack", "golden", "reject")),
         "images.resize",  # one resize for host and device
     ),
-    # The modules beside the rooms put them together. The first five know no room but each other.
+    # The modules beside the rooms put them together. The first six know no room but each other.
     "recipes": ("run_directory",),  # YAML files, and how to copy one
     "yaml_lines": (),
-    "run_directory": (),
+    "run_directory": ("memory",),
+    "memory": (),
     "metrics": (),
     "recipe": ("yaml_lines", "models.zoo", "targets.base", "targets.profiles"),
     "stages": ("recipe", "run_directory", "metrics", *HOST_SIDE),

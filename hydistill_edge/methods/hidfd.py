@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from hydistill_edge.errors import MethodError, UsageError
 from hydistill_edge.images.augment import Augment, AugmentSettings
 from hydistill_edge.images.transfer_set import Indices, TransferSet
+from hydistill_edge.methods import comparison
 from hydistill_edge.methods.deployment import Head, Lesson, deploy, head_problems
 from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint, portion
 from hydistill_edge.methods.pool import Pool, is_real, judge_on, split
@@ -93,6 +94,11 @@ class HiDFDSettings:
             classifier behind it, as published; or `folded`, the student's own head, which learns
             from those two at the end.
         fold_steps: optimizer steps of the fold; 0 fits the head alone.
+        compare: train the other two arms too, under the same budget of steps, and judge whether a
+            larger stage is worth it (`comparison.json`).
+        gap_points: how far below the teacher the hybrid arm may lie for that, in percent points.
+        usual_images: real images that other ways of collecting take; what is saved against them is
+            told. null for no comparison.
         regions: weight of the activation-region terms, 0 for none; they come in over the first
             tenth of the steps.
         optimizer: `sgd` (Nesterov) or `adamw`.
@@ -121,6 +127,9 @@ class HiDFDSettings:
     projector: ProjectorForm | None = None
     head: Head = "projector"
     fold_steps: int = 1000
+    compare: bool = False
+    gap_points: float = 2.0
+    usual_images: int | None = 600_000
     regions: float = 0.0
     optimizer: OptimizerName = "sgd"
     learning_rate: float | None = None
@@ -152,6 +161,12 @@ class HiDFDSettings:
             problems.append(f"regions is {self.regions}; expected a weight of at least 0")
         if not 0 < self.holdout < 1:
             problems.append(f"holdout is {self.holdout}; expected a share between 0 and 1")
+        if self.compare and self.arm != "hybrid":
+            problems.append(f'compare trains all arms, and arm is "{self.arm}"; leave it at hybrid')
+        if not self.gap_points >= 0:
+            problems.append(f"gap_points is {self.gap_points}; expected at least 0")
+        if self.usual_images is not None and self.usual_images < 1:
+            problems.append(f"usual_images is {self.usual_images}; expected at least 1, or none")
         problems += head_problems(self)
         try:
             self.plan(1 if self.steps is None else self.steps, learning_rate=0.05)
@@ -246,7 +261,7 @@ def distill(
 
     Returns:
         The student, and among the documents what it was trained on (`hidfd.json`) and what of it
-        is deployed (`deployment.json`).
+        is deployed (`deployment.json`); with `compare` also the arms (`comparison.json`).
 
     Raises:
         MethodError: classes differ, the teacher's classifier cannot be shared, the arm has no
@@ -298,7 +313,8 @@ def distill(
         return judge(network.student)
 
     plan = settings.plan(steps, learning_rate=usual_rate(student.architecture))
-    parts = 1 + (settings.head == "folded")
+    others = [arm for arm in ARMS if arm != settings.arm] if settings.compare else []
+    parts = 1 + len(others) + (settings.head == "folded")
     trained = train(
         trained_network,
         batch_loss,
@@ -320,9 +336,26 @@ def distill(
         "real_share": _arm_share(settings, len(collected), len(synthetic)),
         "steps": trained.steps,
         "judged_on": "collected images" if real[judged].all() else "collected and synthetic images",
+        "data_reduction": _reduction(int(real.sum()), settings.usual_images),
     }
+    documents = {DOCUMENT: shown}
+    if others:
+        rows = [_row(settings.arm, trained_network.student, trained.steps)]
+        for place, arm in enumerate(others):
+            other = distill(
+                teacher,
+                student,
+                transfer,
+                replace(settings, arm=arm, compare=False, head="projector"),
+                workdir=workdir / arm,
+                seed=seed,
+                device=device,
+                progress=portion(progress, 1 + place, parts),
+            )
+            rows.append(_row(arm, other.student, other.steps))
+        documents[comparison.DOCUMENT] = _compared(rows, teacher, pool, judged, settings)
     return deploy(
-        Distilled.of(trained_network.student, trained, held_out, documents={DOCUMENT: shown}),
+        Distilled.of(trained_network.student, trained, held_out, documents=documents),
         student,
         Lesson(pool, draws.rows, draws.at, judge, len(judged)),
         settings,
@@ -330,7 +363,7 @@ def distill(
         workdir=workdir,
         seed=seed,
         device=device,
-        progress=portion(progress, 1, parts),
+        progress=portion(progress, parts - 1, parts),
     )
 
 
@@ -372,6 +405,45 @@ def train_arms(
         )
         for arm in arms
     }
+
+
+def _row(arm: Arm, student: Student, steps: int) -> comparison.Row:
+    what = {
+        "synthetic": "the GAN's images alone",
+        "collected": "the collected images alone",
+        "hybrid": "both, collected images repeated",
+    }
+    return comparison.Row(arm, what[arm], student, steps)
+
+
+def _compared(
+    rows: Sequence[comparison.Row],
+    teacher: Teacher,
+    pool: Pool,
+    judged: Indices,
+    settings: HiDFDSettings,
+) -> dict[str, Any]:
+    """Return the arms, in their own order, with the gate to a larger stage."""
+    from hydistill_edge.methods.staged_gate import staged_gate  # which names the arms
+
+    ordered = sorted(rows, key=lambda row: ARMS.index(row.name))
+    told = comparison.compare(ordered, teacher, pool, judged, batch=settings.batch)
+    gate = staged_gate(
+        {row["name"]: row["agreement"] for row in told["rows"]},
+        teacher=1.0,
+        gap_points=settings.gap_points,
+    )
+    return {"of": "arms", **told, "gate": gate.to_dict()}
+
+
+def _reduction(collected: int, usual: int | None) -> dict[str, Any] | None:
+    """Return what share of the usual number of real images was needed."""
+    from hydistill_edge.methods.staged_gate import data_reduction
+
+    if usual is None or collected == 0:
+        return None
+    share = data_reduction(collected, usual=usual)
+    return {"collected": collected, "usual": usual, "share": share}
 
 
 def usual_rate(architecture: str) -> float:

@@ -29,9 +29,10 @@ Where this departs from the released code, and why:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ from hydistill_edge.images.selection import (
     teacher_share,
 )
 from hydistill_edge.images.transfer_set import TransferSet
+from hydistill_edge.methods import comparison
 from hydistill_edge.methods.deployment import Head, Lesson, deploy, head_problems
 from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint, portion
 from hydistill_edge.methods.epochs import Epochs
@@ -76,6 +78,13 @@ AUDIT = "selection.json"
 
 PUBLISHED_EPOCHS = 240
 """The epochs on whose scale the teacher's share is published; other lengths are stretched to it."""
+
+STAGES: Mapping[str, Mapping[str, Any]] = {
+    "all of the pool": {"selection": "all", "weights": False, "mixing": False},
+    "+ selection": {"weights": False, "mixing": False},
+    "+ weights": {"mixing": False},
+}
+"""The stages before the whole method, by what the settings lack."""
 
 SelectionKind = Literal["dynamic", "all", "random"]
 
@@ -113,6 +122,8 @@ class KD3Settings:
             classifier behind it, as published; or `folded`, the student's own head, which learns
             from those two at the end, on what was selected last.
         fold_steps: optimizer steps of the fold; 0 fits the head alone.
+        compare: train the three earlier stages too (all of the pool, with the selection, with the
+            weights), for as many epochs, and hold them against this one (`comparison.json`).
         optimizer: `sgd` (Nesterov) or `adamw`.
         learning_rate: peak of the schedule.
         schedule: `three_step` (a tenth from 62.5, 75 and 87.5 % on) as published, or another.
@@ -151,6 +162,7 @@ class KD3Settings:
     projector: ProjectorForm | None = None
     head: Head = "projector"
     fold_steps: int = 1000
+    compare: bool = False
     optimizer: OptimizerName = "sgd"
     learning_rate: float = 0.05
     schedule: str = "three_step"
@@ -209,6 +221,9 @@ class KD3Settings:
             )
             if not holds
         ]
+        whole = self.selection == "dynamic" and self.weights and self.mixing
+        if self.compare and not whole:
+            problems.append("compare trains the stages itself; leave selection, weights and mixing")
         problems += head_problems(self)
         try:
             self.plan(1)
@@ -263,7 +278,8 @@ def distill(
 
     Returns:
         The student, and among the documents the audit record (`selection.json`) and what of the
-        student is deployed (`deployment.json`).
+        student is deployed (`deployment.json`); with `compare` also the stages
+        (`comparison.json`).
 
     Raises:
         MethodError: classes differ, the teacher's classifier cannot be shared, too few images, no
@@ -332,7 +348,8 @@ def distill(
         return judge(network.student)
 
     plan = settings.plan(epochs.nominal)
-    parts = 1 + (settings.head == "folded")
+    others = STAGES if settings.compare else {}
+    parts = 1 + len(others) + (settings.head == "folded")
     outcome = train(
         trained_network,
         batch_loss,
@@ -347,10 +364,29 @@ def distill(
         memory=epochs,
         position=epochs.position,
     )
+    documents = {AUDIT: epochs.audit()}
+    if others:
+        rows = []
+        for place, (name, changes) in enumerate(others.items()):
+            other = distill(
+                teacher,
+                student,
+                transfer,
+                replace(settings, compare=False, head="projector", **changes),
+                workdir=workdir / f"stage-{place}",
+                seed=seed,
+                device=device,
+                progress=portion(progress, 1 + place, parts),
+            )
+            rows.append(comparison.Row(name, _told(other), other.student, other.steps))
+        own = Distilled.of(trained_network.student, outcome, held_out, documents=documents)
+        rows.append(comparison.Row("+ mixing", _told(own), own.student, own.steps))
+        told = comparison.compare(rows, teacher, pool, held_out, batch=settings.batch)
+        documents[comparison.DOCUMENT] = {"of": "stages", **told, "gate": None}
     selected = epochs.last_rows()
     last = Passes(len(selected), batch=settings.batch, seed=seed)
     return deploy(
-        Distilled.of(trained_network.student, outcome, held_out, documents={AUDIT: epochs.audit()}),
+        Distilled.of(trained_network.student, outcome, held_out, documents=documents),
         student,
         Lesson(pool, selected, lambda step: selected[last.at(step)], judge, len(held_out)),
         settings,
@@ -358,7 +394,7 @@ def distill(
         workdir=workdir,
         seed=seed,
         device=device,
-        progress=portion(progress, 1, parts),
+        progress=portion(progress, parts - 1, parts),
     )
 
 
@@ -408,6 +444,12 @@ class _Trained(nn.Module):
         """Return parts and embedding of pixels (N, C, H, W), which may leave [0, 1]."""
         parts: Parts = self.student_parts(pixels)
         return _Seen(parts, self.student_head(parts.vector))
+
+
+def _told(found: Distilled) -> str:
+    """Return what the last epoch of a training saw."""
+    last = found.documents[AUDIT]["epochs"][-1]
+    return f"{last['selected']:,} of {last['pool']:,} images in the last epoch"
 
 
 def _allowed(transfer: TransferSet, rows: Rows, decisions: Decisions) -> Rows:

@@ -72,6 +72,7 @@ def summarize(work: Work) -> dict[str, Any]:
         "transfer": _transfer(work),
         "artifacts": rows,
         "wall_s": work.run.wall_s(),
+        "peak_memory_mib": work.run.peak_mib(),
         "passed": overall(verdicts),
     }
 
