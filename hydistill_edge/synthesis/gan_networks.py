@@ -16,12 +16,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from hydistill_edge.errors import UsageError
 from hydistill_edge.models.sizing import CHANNEL_STEP
 from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.synthesis.gan_images import to_pixels
+from hydistill_edge.synthesis.spectral_norm import spectral_norm
 
 NOISE = 128
 """Values of the noise vector."""
@@ -289,4 +289,4 @@ def _prepare(network: nn.Module) -> None:
             nn.init.normal_(module.weight, std=_INIT_STD)
     for module in list(network.modules()):
         if isinstance(module, nn.Conv2d | nn.Linear):
-            spectral_norm(module, n_power_iterations=1, eps=_EPS)
+            spectral_norm(module, eps=_EPS)
