@@ -2,8 +2,8 @@
 
 Fashion-MNIST at 16 px, grey: a ResNet-20 teacher trained on 15,000 labelled images, 500 images
 without labels collected from others, a ResNet-8 student. All arms have one budget of student steps.
-Schedules are the published ones, scaled: 1,500 GAN iterations in place of 20,000 at a quarter of
-the scaled width, 1,000 student steps. About 70 minutes of one core; `--seeds` shares it out.
+Schedules are the published ones, scaled: 1,200 GAN iterations in place of 20,000 at a quarter of
+the scaled width, 1,000 student steps. About 60 minutes of one core; `--seeds` shares it out.
 
     python tools/bench/hidfd_arms.py SHARED --keep RUNS
 """
@@ -50,7 +50,7 @@ SIDE = 16
 COLLECTED = 500
 SYNTHETIC = 5000
 AUGMENT = AugmentSettings(crop_pad=1, flip=0.5)
-GAN = GanSettings(iterations=1500, width=8, batch=100)
+GAN = GanSettings(iterations=1200, width=8, batch=100)
 # At N = 10 half of the list are collected images, as published (5,000 times 10 against 50,000).
 STUDENT = HiDFDSettings(steps=1000, inflation=10, augment=AUGMENT, evaluations=10)
 

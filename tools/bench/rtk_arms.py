@@ -3,7 +3,7 @@
 CIFAR-10 at 16 px: a ResNet-20 teacher trained on 25,000 labelled images, a ResNet-8 student and
 4,000 other images without labels. Arms are method kd, the parent AFD, RTK, RTK with all keys, and
 with as many random ones. In the second part three of the teacher's layers are replaced by noise, as
-taps that carry nothing; RTK should leave them out. About 60 minutes of one core.
+taps that carry nothing; RTK should leave them out. About 40 minutes of one core.
 
     python tools/bench/rtk_arms.py SHARED --keep RUNS
 """
@@ -47,7 +47,7 @@ SIDE = 16
 IMAGES = 4000
 CORRUPTED = 3
 AUGMENT = AugmentSettings(crop_pad=2, flip=0.5)
-RTK = RTKSettings(steps=1200, augment=AUGMENT, evaluations=8)
+RTK = RTKSettings(steps=1000, augment=AUGMENT, evaluations=8)
 PLAIN = {
     "batch": RTK.batch,
     "learning_rate": RTK.learning_rate,
