@@ -39,30 +39,16 @@ from torch import Tensor, nn
 
 from hydistill_edge.errors import MethodError, UsageError
 from hydistill_edge.models.teacher import Teacher
-from hydistill_edge.objectives.coverage import (
-    ClassStatistics,
-    class_statistics,
-    class_statistics_distance,
-)
-from hydistill_edge.objectives.frequency import (
-    START_COUNT,
-    category_weights,
-    refreshed_counts,
-    weighted_negative_entropy,
-)
-from hydistill_edge.objectives.gan_losses import (
-    adc_discriminator,
-    adc_generator,
-    feature_integration,
-    hinge_discriminator,
-    hinge_generator,
-)
+from hydistill_edge.objectives.coverage import ClassStatistics, class_statistics
+from hydistill_edge.objectives.frequency import START_COUNT, category_weights, refreshed_counts
 from hydistill_edge.synthesis.gan_health import Health, measure_health
-from hydistill_edge.synthesis.gan_images import Sampled, to_bytes, to_pixels, to_signed
+from hydistill_edge.synthesis.gan_images import Sampled, to_bytes
 from hydistill_edge.synthesis.gan_networks import NOISE, Discriminator, GanGenerator
 from hydistill_edge.synthesis.gan_settings import GanSettings
+from hydistill_edge.synthesis.gan_steps import TERMS, quick_losses
 from hydistill_edge.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from hydistill_edge.training.ema import move_towards
+from hydistill_edge.training.compiling import quick_convolutions
+from hydistill_edge.training.ema import Following
 from hydistill_edge.training.optimizers import load_optimizer_tensors, optimizer_tensors
 from hydistill_edge.training.precision import autocast
 from hydistill_edge.training.sampling import Passes
@@ -82,7 +68,6 @@ CHECKPOINT_FILE = "gan.safetensors"
 Progress = Callable[[int, int, Mapping[str, float]], None]
 
 _HEALTH_IMAGES = 256
-_TERMS = ("d_adv", "d_adc", "transfer", "blend", "g_adv", "g_adc", "frequency", "statistics")
 
 
 @dataclass(frozen=True)
@@ -151,7 +136,8 @@ def train_gan(
     saved_at = time.monotonic()
     every = max(1, training.iterations // settings.records)
     while training.iteration < training.iterations:
-        training.step()
+        with quick_convolutions(device):
+            training.step()
         last = training.iteration == training.iterations
         if training.iteration % every == 0 or last:
             training.record()
@@ -246,7 +232,16 @@ class GanTraining:
         )
         for network in (self.generator, self.discriminator):
             network.to(device).to(memory_format=torch.channels_last).train()
+        self._of_discriminator, self._of_generator = quick_losses(
+            self.generator,
+            self.discriminator,
+            teacher,
+            settings,
+            statistics=self.real_statistics,
+            device=device,
+        )
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self._following = Following(self.ema, self.generator)
         self._optimizers = {
             name: torch.optim.Adam(
                 network.parameters(),
@@ -261,7 +256,7 @@ class GanTraining:
         self.counts = torch.full((self.classes,), START_COUNT, device=device, dtype=torch.float64)
         self.seen = torch.zeros(self.classes, device=device, dtype=torch.float64)
         self.weights = torch.ones(self.classes, device=device, dtype=torch.float64)
-        self._sums = torch.zeros(len(_TERMS), device=device, dtype=torch.float64)
+        self._sums = torch.zeros(len(TERMS), device=device, dtype=torch.float64)
         self._summed = 0
         self.iteration = 0
         self.seconds = 0.0
@@ -271,8 +266,7 @@ class GanTraining:
     def step(self) -> None:
         """Do one step of the discriminator, one of the generator, and average it."""
         rows = torch.from_numpy(self._passes.at(self.iteration)).to(self.device)
-        terms = {**self.discriminator_step(rows), **self.generator_step()}
-        self._sums += torch.stack([terms[name].detach().double() for name in _TERMS])
+        self._sums += torch.cat([self.discriminator_step(rows), self.generator_step()])
         self._summed += 1
         self.iteration += 1
         self._average()
@@ -284,48 +278,26 @@ class GanTraining:
             )
             self.seen = torch.zeros_like(self.seen)
 
-    def discriminator_step(self, rows: Tensor) -> dict[str, Tensor]:
-        """Train the discriminator on collected images and as many new ones; return the terms."""
-        settings = self.settings
+    def discriminator_step(self, rows: Tensor) -> Tensor:
+        """Train the discriminator on collected images and as many new ones; return its terms."""
         noise, asked = self._draw()
-        with autocast(self.device, settings.precision):
-            with torch.no_grad():
-                generated = self.generator(noise, asked)
-                features = self.teacher.features(to_pixels(generated)).penultimate.flatten(1)
-            real = to_signed(self.real[rows]).contiguous(memory_format=torch.channels_last)
-            of_real, of_generated = self.discriminator(real), self.discriminator(generated)
-            transfer, blend = feature_integration(
-                of_real.mapped, self.real_features[rows], of_generated.mapped, features
+        with autocast(self.device, self.settings.precision):
+            loss, terms = self._of_discriminator(
+                noise, asked, self.real[rows], self.real_features[rows], self.real_classes[rows]
             )
-            adv = hinge_discriminator(of_real.adv, of_generated.adv)
-            adc = adc_discriminator(of_real.adc, self.real_classes[rows], of_generated.adc, asked)
-            loss = adv + settings.adc * adc + settings.transfer * transfer + settings.blend * blend
         self._descend("d", loss)
-        return {"d_adv": adv, "d_adc": adc, "transfer": transfer, "blend": blend}
+        return terms
 
-    def generator_step(self) -> dict[str, Tensor]:
+    def generator_step(self) -> Tensor:
         """Train the generator, gradients passing through discriminator and teacher."""
-        settings = self.settings
         noise, asked = self._draw()
         self.discriminator.requires_grad_(False)
-        with autocast(self.device, settings.precision):
-            generated = self.generator(noise, asked)
-            judged = self.discriminator(generated)
-            answer = self.teacher.features(to_pixels(generated))
-            adv, adc = hinge_generator(judged.adv), adc_generator(judged.adc, asked)
-            frequency = weighted_negative_entropy(answer.logits, weights=self.weights)
-            loss = adv + settings.adc * adc + settings.frequency * frequency
-            statistics = torch.zeros((), device=self.device)
-            if settings.statistics:
-                statistics = class_statistics_distance(
-                    answer.penultimate.flatten(1), asked, real=self.real_statistics
-                )
-                loss = loss + settings.statistics * statistics
+        with autocast(self.device, self.settings.precision):
+            loss, terms, top = self._of_generator(noise, asked, self.weights)
         self._descend("g", loss)
         self.discriminator.requires_grad_(True)
-        top = answer.logits.detach().argmax(dim=1)
         self.seen.scatter_add_(0, top, torch.ones_like(top, dtype=self.seen.dtype))
-        return {"g_adv": adv, "g_adc": adc, "frequency": frequency, "statistics": statistics}
+        return terms
 
     def averaged(self) -> GanGenerator:
         """Return a copy of the averaged generator with power-iteration vectors of length 1."""
@@ -374,7 +346,7 @@ class GanTraining:
                 "expected finite numbers: lower the learning rate, or look for NaN in the "
                 "teacher's features"
             )
-        entry = {"iteration": float(self.iteration), **dict(zip(_TERMS, means, strict=True))}
+        entry = {"iteration": float(self.iteration), **dict(zip(TERMS, means, strict=True))}
         self.history.append({**entry, **self.health().metrics()})
         self._sums.zero_()
         self._summed = 0
@@ -430,13 +402,13 @@ class GanTraining:
         return noise, asked
 
     def _descend(self, name: str, loss: Tensor) -> None:
-        self._optimizers[name].zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self._optimizers[name].step()
+        self._optimizers[name].zero_grad(set_to_none=True)
 
     def _average(self) -> None:
         keep = self.settings.ema if self.iteration > self.settings.ema_start else 0.0
-        move_towards(self.ema, self.generator, keep=keep)
+        self._following.move(keep=keep)
 
 
 def sample_gan(

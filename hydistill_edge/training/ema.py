@@ -32,33 +32,48 @@ class Ema:
         self.decay = decay
         self.updates = 0
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self._following = Following(self.network, network)
 
-    def update(self, network: nn.Module) -> None:
+    def update(self) -> None:
         """Move the average one step towards the network."""
         self.updates += 1
-        keep = min(self.decay, (1.0 + self.updates) / (10.0 + self.updates))
-        move_towards(self.network, network, keep=keep)
+        self._following.move(keep=min(self.decay, (1.0 + self.updates) / (10.0 + self.updates)))
 
 
-@torch.no_grad()
-def move_towards(average: nn.Module, network: nn.Module, *, keep: float) -> None:
-    """Move weights and buffers of an average one step towards a network of the same shape.
+class Following:
+    """Weights and buffers of an average beside those that it follows, found once.
 
     Args:
         average: changed in place.
-        network: what it follows.
-        keep: share of the average that stays, in [0, 1]; 0 makes it a copy.
+        network: of the same shape; what it follows.
     """
-    averaged: list[Tensor] = []
-    current: list[Tensor] = []
-    live = network.state_dict()
-    for name, tensor in average.state_dict().items():
-        if tensor.is_floating_point():
-            averaged.append(tensor)
-            current.append(live[name])
-        else:
-            tensor.copy_(live[name])  # counters, such as num_batches_tracked
-    torch._foreach_lerp_(averaged, current, 1.0 - keep)
+
+    def __init__(self, average: nn.Module, network: nn.Module) -> None:
+        self._averaged: list[Tensor] = []
+        self._counters: list[Tensor] = []
+        self._live: list[tuple[nn.Module, str]] = []
+        self._live_counters: list[tuple[nn.Module, str]] = []
+        for path, tensor in average.state_dict().items():
+            owner, _, name = path.rpartition(".")
+            place = (network.get_submodule(owner), name)
+            # Counters are whole numbers, such as num_batches_tracked.
+            floats = tensor.is_floating_point()
+            (self._averaged if floats else self._counters).append(tensor)
+            (self._live if floats else self._live_counters).append(place)
+
+    @torch.no_grad()
+    def move(self, *, keep: float) -> None:
+        """Move one step towards the network; counters are copied.
+
+        Args:
+            keep: share of the average that stays, in [0, 1]; 0 makes it a copy.
+        """
+        # Asked by name each time: a layer may put a new tensor in the place of a buffer.
+        current = [getattr(owner, name) for owner, name in self._live]
+        torch._foreach_lerp_(self._averaged, current, 1.0 - keep)
+        if self._counters:
+            counted = [getattr(owner, name) for owner, name in self._live_counters]
+            torch._foreach_copy_(self._counters, counted)
 
 
 def decay_for(*, steps: int, share: float) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hydistill_edge.errors import MethodError, UsageError
 from hydistill_edge.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from hydistill_edge.training.compiling import quick_convolutions
 from hydistill_edge.training.ema import Ema, decay_for
 from hydistill_edge.training.optimizers import (
     OptimizerName,
@@ -213,7 +214,7 @@ def train(
     schedule = SCHEDULES[plan.schedule]
     judge_every = max(1, plan.steps // plan.evaluations)
     report_every = max(1, plan.steps // 100)
-    with _own_randomness(seed, device):
+    with _own_randomness(seed, device), quick_convolutions(device):
         run = _Run(network, ema, optimizer, generators, device, fingerprint, memory)
         if folder is not None:
             run.restore(folder / CHECKPOINT_FILE)
@@ -236,7 +237,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimizer.step()
-            ema.update(network)
+            ema.update()
             run.step += 1
             run.loss_sum += loss.detach().double()
             after = position(run.step)

@@ -298,7 +298,7 @@ def test_duplicates_are_dropped_and_counted(teacher: Teacher) -> None:
 def test_history_holds_every_term_and_the_health(teacher: Teacher) -> None:
     trained = train_gan(teacher, collected(), settings=TINY)
     assert [entry["iteration"] for entry in trained.history] == [3, 6]
-    assert {*gan._TERMS, "pixel_diversity", "hit", "classes_made"} <= set(trained.history[0])
+    assert {*gan.TERMS, "pixel_diversity", "hit", "classes_made"} <= set(trained.history[0])
     assert trained.iterations == 6
 
 

@@ -24,7 +24,7 @@ def test_update_equals_hand_computation_while_it_warms_up() -> None:
     network = one_weight(0.0)
     ema = Ema(network, decay=0.9)
     nn.init.constant_(network.weight, 1.0)
-    ema.update(network)
+    ema.update()
     assert weight_of(ema.network) == pytest.approx(1 - 2 / 11)
 
 
@@ -33,7 +33,7 @@ def test_update_keeps_the_decay_once_warm() -> None:
     ema = Ema(network, decay=0.5)
     ema.updates = 1000
     nn.init.constant_(network.weight, 3.0)
-    ema.update(network)
+    ema.update()
     assert weight_of(ema.network) == pytest.approx(2.0)
 
 
@@ -41,7 +41,7 @@ def test_average_is_the_network_when_decay_is_zero() -> None:
     network = one_weight(1.0)
     ema = Ema(network, decay=0.0)
     nn.init.constant_(network.weight, 7.0)
-    ema.update(network)
+    ema.update()
     assert weight_of(ema.network) == 7.0
 
 
@@ -49,10 +49,18 @@ def test_buffers_are_averaged_and_counters_copied() -> None:
     network = nn.BatchNorm1d(2)
     ema = Ema(network, decay=0.9)
     network(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)) + 5)
-    ema.update(network)
+    ema.update()
     averaged = ema.network.state_dict()
     assert averaged["num_batches_tracked"] == 1
     assert 0 < averaged["running_mean"][0] < network.state_dict()["running_mean"][0]
+
+
+def test_average_follows_a_buffer_when_a_layer_replaces_it() -> None:
+    network = nn.BatchNorm1d(2)
+    ema = Ema(network, decay=0.0)
+    network.running_mean = torch.full((2,), 5.0)
+    ema.update()
+    assert ema.network.state_dict()["running_mean"].tolist() == [5.0, 5.0]
 
 
 def test_average_is_frozen_and_in_eval_mode() -> None:
