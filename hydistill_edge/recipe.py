@@ -380,6 +380,11 @@ class Recipe(Section):
     evaluation: Source | None = Field(
         default=None, description="Labelled images for the final accuracies; looked at once."
     )
+    shifted_evaluation: Source | None = Field(
+        default=None,
+        description="Labelled images from another camera, season or site, beside those of "
+        "evaluation: how accuracies hold up where images look different.",
+    )
     bundle: Bundle = Bundle()
 
     @classmethod
@@ -437,7 +442,8 @@ class Recipe(Section):
         named = [section.weights for section in sections]
         code = [section.architecture for section in sections if section.architecture]
         named += [name.rpartition(":")[0] for name in code if ".py:" in name]
-        sources = [*self.images.real, *([self.evaluation] if self.evaluation else [])]
+        labelled = [self.evaluation, self.shifted_evaluation]
+        sources = [*self.images.real, *(source for source in labelled if source)]
         named += [s.path for s in sources if s.path and s.kind not in ("torchvision", "shards")]
         named += [file for s in sources for file in (s.provenance, s.exclude)]
         named += [getattr(self.training, "decisions", None)]
@@ -533,8 +539,15 @@ class Recipe(Section):
                 ("images", "synthetic", "count"),
                 f"{count} images cannot cover {len(classes)} classes",
             )
-        if self.evaluation is not None and not self.evaluation.use_labels:
-            yield ("evaluation",), "an accuracy needs labels: set use_labels: true"
+        for name in ("evaluation", "shifted_evaluation"):
+            source = getattr(self, name)
+            if source is not None and not source.use_labels:
+                yield (name,), "an accuracy needs labels: set use_labels: true"
+        if self.shifted_evaluation is not None and self.evaluation is None:
+            yield (
+                ("shifted_evaluation",),
+                "there is nothing to hold it against: name the usual images under evaluation",
+            )
         _height, _width, channels = self.image_size()
         network = (self.teacher or self.student).input
         if network is not None and network.channels == 1 and channels == 3:
@@ -606,7 +619,8 @@ def _fill_schema(schema: dict[str, Any]) -> None:
     definitions["ImageSection"]["properties"]["real"]["items"] = source
     definitions["Synthetic"]["properties"]["inversion"] = {"$ref": "#/$defs/Inversion"}
     definitions["Synthetic"]["properties"]["gan"] = {"$ref": "#/$defs/Gan"}
-    schema["properties"]["evaluation"]["anyOf"] = [source, {"type": "null"}]
+    for name in ("evaluation", "shifted_evaluation"):
+        schema["properties"][name]["anyOf"] = [source, {"type": "null"}]
     methods = [{"$ref": f"#/$defs/{name}"} for name in _method_names()]
     schema["properties"]["training"]["anyOf"] = [*methods, {"type": "null"}]
 
@@ -646,8 +660,9 @@ def _with_base(value: dict[str, Any], base: Path) -> dict[str, Any]:
         value["images"] = {**value["images"], "pilot": pilot}
     if "training" in value:
         value["training"] = absolute(value["training"], "decisions")
-    if "evaluation" in value:
-        value["evaluation"] = source(value["evaluation"])
+    for name in ("evaluation", "shifted_evaluation"):
+        if name in value:
+            value[name] = source(value[name])
     if isinstance(value.get("targets"), list):
         value["targets"] = [
             absolute(entry, "device")
@@ -718,7 +733,7 @@ def _known_keys(path: KeyPath) -> list[str]:
     node: Any = Recipe
     settings = {
         **{"inversion": _INVERSION, "gan": _GAN},
-        **{"real": _SOURCE, "evaluation": _SOURCE},
+        **dict.fromkeys(("real", "evaluation", "shifted_evaluation"), _SOURCE),
     }
     for part in path:
         if isinstance(part, int):

@@ -20,18 +20,21 @@ if TYPE_CHECKING:
 
 def run(work: Work) -> None:
     """Write evaluation.json, where the recipe names labelled images."""
-    source = work.recipe.evaluation
+    source, shifted = work.recipe.evaluation, work.recipe.shifted_evaluation
     if source is None:
         # What an earlier recipe measured, perhaps of another student, must not stand in the report.
         work.run.drop("evaluation.json", "evaluation")
         work.report("evaluation", 1, 1, {})
         return
     after = ("teacher", "student", *[f"targets.{planned.key}" for planned in work.planned])
+    parts = [work.recipe.to_dict()["evaluation"], state(source)]
+    if shifted is not None:
+        parts += [work.recipe.to_dict()["shifted_evaluation"], state(shifted)]
     work.run.file_stage(
         "evaluation",
-        work.inputs(work.recipe.to_dict()["evaluation"], state(source), after=after),
+        work.inputs(*parts, after=after),
         "evaluation.json",
-        lambda: json.dumps(evaluate(work, source), indent=2),
+        lambda: json.dumps(_both(work, source, shifted), indent=2),
     )
     work.report("evaluation", 1, 1, {})
 
@@ -47,21 +50,31 @@ def check(work: Work) -> None:
     """
     from hydistill_edge.images.source_check import check_labelled_source
 
-    source = work.recipe.evaluation
-    if source is None:
-        return
     height, width, channels = work.recipe.image_size()
-    try:
-        check_labelled_source(
-            source,
-            size=(height, width),
-            channels=channels,
-            adapt=work.recipe.images.adapt,
-            classes=work.recipe.class_names(),
-        )
-    except (ImageSourceError, MissingFileError) as error:
-        _ = work.teacher  # whose classes images are held against: its own fault is told first
-        raise type(error)(f"evaluation: {error}") from error
+    for name in ("evaluation", "shifted_evaluation"):
+        source = getattr(work.recipe, name)
+        if source is None:
+            continue
+        try:
+            check_labelled_source(
+                source,
+                size=(height, width),
+                channels=channels,
+                adapt=work.recipe.images.adapt,
+                classes=work.recipe.class_names(),
+            )
+        except (ImageSourceError, MissingFileError) as error:
+            _ = work.teacher  # whose classes images are held against: its own fault is told first
+            raise type(error)(f"{name}: {error}") from error
+
+
+def _both(work: Work, source: SourceSpec, shifted: SourceSpec | None) -> dict[str, Any]:
+    """Return evaluation.json: the usual images, and where there are any the shifted ones."""
+    found = evaluate(work, source)
+    if shifted is not None:
+        told = evaluate(work, shifted)
+        found["shifted"] = {key: told[key] for key in ("images", "skipped", "models")}
+    return found
 
 
 def evaluate(work: Work, source: SourceSpec) -> dict[str, Any]:

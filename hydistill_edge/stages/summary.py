@@ -59,6 +59,8 @@ def summarize(work: Work) -> dict[str, Any]:
     """Return summary.json, schema version 1."""
     evaluation = _optional(work, "evaluation.json")
     scores = {entry["name"]: entry for entry in (evaluation or {}).get("models", [])}
+    for entry in ((evaluation or {}).get("shifted") or {}).get("models", []):
+        scores[entry["name"]]["accuracy_shifted"] = entry["accuracy"]
     built = [artifacts.read(work, planned) for planned in work.planned]
     rows = [_artifact(work, artifact, scores) for artifact in built]
     student = _student(work, scores)
@@ -227,7 +229,8 @@ def _accuracy_drop(
 def _accuracy(score: Mapping[str, Any] | None) -> dict[str, Any]:
     if score is None:
         return {"accuracy": None, "accuracy_note": NOT_EVALUATED}
-    return {"accuracy": score["accuracy"], "accuracy_note": ""}
+    shifted = {key: score[key] for key in ("accuracy_shifted",) if key in score}
+    return {"accuracy": score["accuracy"], "accuracy_note": "", **shifted}
 
 
 def _parity_line(parity: Mapping[str, Any] | None, built: Built) -> dict[str, Any]:
