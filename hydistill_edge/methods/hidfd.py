@@ -46,6 +46,7 @@ from hydistill_edge.methods import comparison
 from hydistill_edge.methods.deployment import Head, Lesson, deploy, head_problems
 from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint, portion
 from hydistill_edge.methods.pool import Pool, is_real, judge_on, split
+from hydistill_edge.methods.quick_teacher import quick_answers
 from hydistill_edge.models.anatomy import probe_input
 from hydistill_edge.models.projected import StudentParts, project
 from hydistill_edge.models.projector import Parts, ProjectorForm, match_maps
@@ -290,6 +291,7 @@ def distill(
     pool = Pool(transfer, device)
     generator = torch.Generator(device).manual_seed(seed)
     augment = Augment(settings.augmentation())
+    ask = quick_answers(teacher, device)
     regions = _Regions(teacher, trained_network) if settings.regions else None
 
     def batch_loss(network: nn.Module, step: int) -> Tensor:
@@ -299,9 +301,7 @@ def distill(
             loss, term = regions.losses(images)
             return loss + settings.regions * min(1.0, step / (REGION_RISE * steps)) * term
         parts: Parts = network(images)
-        with torch.no_grad():
-            target = teacher.features(images).final_map
-        return feature_alignment(*match_maps(parts.projected, target))
+        return feature_alignment(*match_maps(parts.projected, ask(images).final_map))
 
     judged = held_out[real[held_out]]
     if len(judged) < FEW_HELD_OUT:

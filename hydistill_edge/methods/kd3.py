@@ -53,6 +53,7 @@ from hydistill_edge.methods.deployment import Head, Lesson, deploy, head_problem
 from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint, portion
 from hydistill_edge.methods.epochs import Epochs
 from hydistill_edge.methods.pool import Pool, is_real, judge_on, split
+from hydistill_edge.methods.quick_teacher import quick_answers
 from hydistill_edge.models.heads import EMBEDDING, EmbeddingHead
 from hydistill_edge.models.projected import StudentParts, project
 from hydistill_edge.models.projector import Parts, ProjectorForm, match_maps
@@ -310,13 +311,13 @@ def distill(
         "styles": torch.Generator(device).manual_seed(seed + 1),
     }
     augment = Augment(settings.augmentation())
+    ask = quick_answers(teacher, device)
 
     def batch_loss(network: nn.Module, step: int) -> Tensor:
         images = augment(pool.images(epochs.rows_at(step)), generator=generators["views"])
         images = images.contiguous(memory_format=torch.channels_last)
         seen: _Seen = network(images)
-        with torch.no_grad():
-            target = teacher.features(images)
+        target = ask(images)
         student_map, teacher_map = match_maps(seen.parts.projected, target.final_map)
         if settings.weights:
             weights = disagreement_weights(seen.parts.logits, target.logits)
@@ -333,8 +334,7 @@ def distill(
             seen.embedding, network(mixed).embedding, temperature=settings.contrast_temperature
         )
         if settings.teacher_contrast:
-            with torch.no_grad():
-                other = teacher.features(mixed).penultimate
+            other = ask(mixed).penultimate
             head = trained_network.teacher_head
             contrast = contrast + nt_xent(
                 head(target.penultimate), head(other), temperature=settings.contrast_temperature

@@ -23,7 +23,10 @@ HOLDOUT_LIMIT = 2000
 """Images held out at most: the standard error of an agreement is then 1 point or less."""
 
 RESIDENT_BYTES = 2 * 2**30
-"""Larger sets stay on the disk, mapped, and are read batch by batch."""
+"""Larger sets stay on the disk, mapped, and are read batch by batch; a GPU holds what fits."""
+
+RESIDENT_SHARE = 0.25
+"""Of a GPU's free memory, for images; the rest is for training."""
 
 
 class Pool:
@@ -40,7 +43,7 @@ class Pool:
         height, width = transfer.size
         places = np.arange(len(transfer))
         self._resident: tuple[Tensor, Tensor] | None = None
-        if len(transfer) * height * width * transfer.channels <= RESIDENT_BYTES:
+        if len(transfer) * height * width * transfer.channels <= resident_bytes(device):
             self._resident = (self._read_images(places), self._read_logits(places))
 
     def images(self, indices: Indices) -> Tensor:
@@ -61,6 +64,14 @@ class Pool:
 
     def _read_logits(self, indices: Indices) -> Tensor:
         return torch.from_numpy(self._transfer.logits(indices)).to(self._device)
+
+
+def resident_bytes(device: torch.device) -> int:
+    """Return how many bytes of images a device may hold for good."""
+    if device.type != "cuda":
+        return RESIDENT_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(RESIDENT_SHARE * free)
 
 
 class Draws:

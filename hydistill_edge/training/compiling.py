@@ -23,7 +23,7 @@ class Compiled(Generic[P, R]):
     Calls with other shapes, such as a last batch, run as they are.
 
     Args:
-        function: takes tensors by position; returns a tensor, or a tuple of tensors.
+        function: takes tensors by position; returns a tensor or a tuple of tensors, named or not.
         graphs: record kernels once and replay them (CUDA graphs), which saves the time of starting
             each. What is returned is then copied, since the next replay writes over it.
         backend: of `torch.compile`.
@@ -33,8 +33,8 @@ class Compiled(Generic[P, R]):
         self, function: Callable[P, R], *, graphs: bool = False, backend: str = "inductor"
     ) -> None:
         self._plain = function
-        self._graphs = graphs and backend == "inductor"
-        mode = "reduce-overhead" if self._graphs else None
+        self._graphs = graphs
+        mode = "reduce-overhead" if graphs and backend == "inductor" else None
         self._fast = torch.compile(function, dynamic=False, mode=mode, backend=backend)
         self._shapes: list[torch.Size] | None = None
 
@@ -48,12 +48,15 @@ class Compiled(Generic[P, R]):
         if not self._graphs:
             return self._fast(*args, **kwargs)
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        found: Any = self._fast(*args, **kwargs)
-        copies: Any = (
-            found.clone() if isinstance(found, Tensor) else tuple(part.clone() for part in found)
-        )
-        result: R = copies
-        return result
+        copies: R = _copied(self._fast(*args, **kwargs))
+        return copies
+
+
+def _copied(found: Any) -> Any:
+    if isinstance(found, Tensor):
+        return found.clone()
+    copies = [part.clone() for part in found]
+    return found._make(copies) if hasattr(found, "_make") else tuple(copies)
 
 
 def compiled(
@@ -62,7 +65,7 @@ def compiled(
     """Return a function compiled where it pays, and as it is elsewhere; see `Compiled`.
 
     Args:
-        function: takes tensors by position; returns a tensor, or a tuple of tensors.
+        function: takes tensors by position; returns a tensor or a tuple of tensors, named or not.
         device: where the tensors are.
         graphs: replay its kernels.
     """

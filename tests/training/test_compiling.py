@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import Tensor
@@ -28,6 +30,20 @@ def test_other_shapes_run_as_they_are_when_one_is_compiled() -> None:
     for count in (4, 3, 4):
         assert function(torch.ones(count)).tolist() == [2.0] * count
     assert seen.count(False) == 1
+
+
+class Both(NamedTuple):
+    one: Tensor
+    other: Tensor
+
+
+def test_results_are_copies_when_kernels_are_replayed() -> None:
+    kept = torch.zeros(3)
+    function = Compiled(lambda values: Both(kept.add_(values), kept), graphs=True, backend="eager")
+    first = function(torch.ones(3))
+    function(torch.ones(3))
+    assert isinstance(first, Both)
+    assert first.one.tolist() == first.other.tolist() == [1.0] * 3
 
 
 def test_convolutions_are_tried_out_only_when_on_a_gpu() -> None:
