@@ -102,7 +102,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     ),
     "torchvision": ("models", "images"),
     "sklearn": ("demo", "metrics"),
-    "matplotlib": ("report.calibration_figures", "report.drawing", "report.figures"),
+    "matplotlib": ("report.*figures", "report.drawing"),
     "jinja2": ("report.html", "report.review_page", "bundle"),
     "typer": ("cli",),
     "rich": ("cli",),

@@ -28,6 +28,13 @@ SCHEMA_VERSION = 1
 KEYS_FILE = "keys.json"
 FLOAT_BYTES = 4
 CANDIDATE_FACTORS = (0.5, 1.0, 1.5)
+MAP_SIDE = 8
+"""Rows and columns of a spatial map at most; larger ones are averaged down."""
+
+MAPS_NOTE = (
+    "where each kept layer is active: the mean square over its channels, averaged over the "
+    "held-out images of a class, over the largest value of the layer"
+)
 
 BYTES_NOTE = (
     "of one image's teacher features in float32: whole maps of all layers, against what the loss "
@@ -51,11 +58,14 @@ class Measured:
         influences: shape (N, T), one row per image.
         classes: the teacher's first class of each image, shape (N,) int64.
         real: which images are real, shape (N,).
+        maps: per kept layer, in their order, the mean activity of each class, shape (classes, h,
+            w), at most `MAP_SIDE` each way.
     """
 
     influences: NDArray[np.float32]
     classes: NDArray[np.int64]
     real: NDArray[np.bool_]
+    maps: Sequence[NDArray[np.float64]] = ()
 
 
 def key_report(
@@ -117,6 +127,7 @@ def key_report(
         },
         "candidates": [] if scores is None else candidates(choice.names, scores),
         "held_out": None if measured is None else _held_out(teacher, choice, measured),
+        "maps": None if measured is None or not measured.maps else _maps(teacher, choice, measured),
         "bytes_per_image": {"all": sum(row["bytes"] for row in layers), "used": used},
         "bytes_note": BYTES_NOTE,
         "history": choice.history,
@@ -252,6 +263,25 @@ def _held_out(teacher: Teacher, choice: KeyChoice, measured: Measured) -> dict[s
             {"layer": choice.names[place], "class": names[0]}
             for place, names in sorted(chosen_by.items())
             if len(names) == 1 and len(classes) > 1
+        ],
+    }
+
+
+def _maps(teacher: Teacher, choice: KeyChoice, measured: Measured) -> dict[str, Any]:
+    """Return the spatial maps of the kept layers, class by class: of averages, not of images."""
+    counts = np.bincount(measured.classes, minlength=len(teacher.classes))
+    scaled = [maps / max(float(maps.max()), 1e-12) for maps in measured.maps]
+    return {
+        "note": MAPS_NOTE,
+        "layers": [choice.names[place] for place in choice.kept],
+        "classes": [
+            {
+                "class": name,
+                "images": int(counts[place]),
+                "maps": [maps[place].round(3).tolist() for maps in scaled],
+            }
+            for place, name in enumerate(teacher.classes)
+            if counts[place]
         ],
     }
 

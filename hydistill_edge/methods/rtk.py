@@ -48,14 +48,15 @@ from hydistill_edge.images.transfer_set import Indices, TransferSet
 from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint
 from hydistill_edge.methods.kd import KDSettings
 from hydistill_edge.methods.key_choice import KeyChoice
-from hydistill_edge.methods.key_report import KEYS_FILE, Layer, Measured, key_report
+from hydistill_edge.methods.key_report import KEYS_FILE, MAP_SIDE, Layer, Measured, key_report
 from hydistill_edge.methods.pool import Draws, Pool, is_real, judge_on, split
 from hydistill_edge.models.attention import AfdAttention, RtkAttention
+from hydistill_edge.models.projector import pool_to
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.tap_choice import default_taps
 from hydistill_edge.models.taps import check_taps
 from hydistill_edge.models.teacher import Teacher
-from hydistill_edge.objectives.keys import afd_loss, influences, rtk_loss
+from hydistill_edge.objectives.keys import afd_loss, influences, mean_square, rtk_loss
 from hydistill_edge.objectives.logits import kd_kl
 from hydistill_edge.training.loop import Judgement, Progress, train
 
@@ -390,6 +391,8 @@ def _measure(
     """Return the influences on held-out images, which may differ from those in training."""
     layers.eval()
     scores, named = [], []
+    kept = [layers.teacher_taps[place] for place in layers.choice.kept]
+    active: dict[str, list[Tensor]] = {name: [] for name in kept}
     batch = layers.settings.batch
     for start in range(0, len(held_out), batch):
         images = pool.images(held_out[start : start + batch])
@@ -398,7 +401,17 @@ def _measure(
         attention = layers.weights(list(own.taps.values()), list(seen.taps.values()))
         scores.append(influences(attention, top_k=layers.settings.top_k).cpu())
         named.append(seen.logits.argmax(dim=1).cpu())
-    return Measured(torch.cat(scores).numpy(), torch.cat(named).numpy(), real[held_out])
+        for name in kept:
+            activity = mean_square(seen.taps[name])[:, None]
+            active[name].append(pool_to(activity, (MAP_SIDE, MAP_SIDE))[:, 0].cpu())
+    classes = torch.cat(named)
+    of_class = F.one_hot(classes, len(teacher.classes)).double()
+    of_class = of_class / of_class.sum(dim=0).clamp_min(1.0)
+    maps = [
+        torch.einsum("nc,nhw->chw", of_class, torch.cat(active[name]).double()).numpy()
+        for name in kept
+    ]
+    return Measured(torch.cat(scores).numpy(), classes.numpy(), real[held_out], maps)
 
 
 def _layers(

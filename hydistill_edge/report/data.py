@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hydistill_edge.report.calibration_data import Calibration, CalibrationSet
+from hydistill_edge.report.method_data import Method
 from hydistill_edge.report.pictures import Pictures
 
 
@@ -164,6 +165,12 @@ class Score:
     agreement_with_teacher: float | None
     agreement_with_student: float | None
 
+    @property
+    def worst(self) -> tuple[str, float] | None:
+        """The class with the lowest accuracy, and that accuracy."""
+        known = [(name, value) for name, _, value in self.per_class if value is not None]
+        return min(known, key=lambda row: row[1]) if known else None
+
 
 @dataclass(frozen=True)
 class Transfer:
@@ -186,6 +193,8 @@ class Run:
 
     Attributes:
         calibration: the images chosen for all artifacts, None where no stage chose them.
+        method: what the method left to tell.
+        peak_mib: resident memory at most, stage by stage.
     """
 
     name: str
@@ -198,7 +207,9 @@ class Run:
     evaluation_images: float | None
     scores: tuple[Score, ...]
     history: tuple[Mapping[str, float | None], ...]
+    method: Method
     wall_s: Mapping[str, float | None]
+    peak_mib: Mapping[str, float | None]
     environment: Mapping[str, str]
     recipe: str
     pictures: Pictures

@@ -10,12 +10,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hydistill_edge import __version__
-from hydistill_edge.report import figures, wording
+from hydistill_edge.report import figures, method_figures, wording
 from hydistill_edge.report.calibration_data import CalibrationSet, Quality
 from hydistill_edge.report.calibration_figures import MAX_RANGES, range_comparison
 from hydistill_edge.report.data import Artifact, Run, Rung, Score
 from hydistill_edge.report.decision import decide, headline_latency
 from hydistill_edge.report.drawing import SERIES
+from hydistill_edge.report.method_data import Method
 from hydistill_edge.report.reading import read_run
 
 REPORT = "report.html"
@@ -80,6 +81,7 @@ def render(run: Run) -> str:
             "classes": Markup(figures.per_class_accuracy(_compared(run))),
             "sizes": Markup(figures.sizes(run)),
             "wall": Markup(figures.wall_time(run)),
+            **_method_figures(run.method),
         },
         confusions=[
             Markup(figures.confusion(score, f"confusion-{place}"))
@@ -95,6 +97,17 @@ def render(run: Run) -> str:
         many_classes=max((len(score.confusion) for score in run.scores), default=0) > 12,
     )
     return wording.printable(page)
+
+
+def _method_figures(method: Method) -> dict[str, Markup]:
+    drawn = {
+        "selection": method.selection and method_figures.selection_history(method.selection),
+        "coverage": method.gan and method_figures.class_coverage(method.gan),
+        "influences": method.keys and method_figures.influences(method.keys),
+        "key_history": method.keys and method_figures.key_history(method.keys),
+        "attention": method.keys and method_figures.attention(method.keys),
+    }
+    return {name: Markup(svg or "") for name, svg in drawn.items()}
 
 
 def collect_notes(run: Run) -> tuple[Note, ...]:
@@ -209,6 +222,8 @@ def _environment() -> Environment:
         "in_unit": wording.in_unit,
         "interval": wording.interval,
         "limit": wording.limit,
+        "mib": wording.mebibytes,
+        "one_in": wording.one_in,
         "listing": wording.listing,
         "ms": wording.milliseconds,
         "percent": wording.percent,

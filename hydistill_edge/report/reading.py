@@ -27,6 +27,7 @@ from hydistill_edge.report.data import (
     Transfer,
     WorstSample,
 )
+from hydistill_edge.report.method_reading import read_method
 from hydistill_edge.report.pictures import read_pictures
 from hydistill_edge.report.values import (
     Json,
@@ -107,7 +108,19 @@ def read_run(path: Path) -> Run:
         evaluation_images=number(evaluation, "images"),
         scores=tuple(_score(entry) for entry in objects(evaluation, "models")),
         history=tuple(plain_numbers(entry) for entry in objects({"steps": history}, "steps")),
+        method=read_method(
+            **{
+                name: folder.object("student", f"{name}.json")
+                for name in ("deployment", "comparison", "selection", "keys", "hidfd")
+            },
+            pilot=folder.object("transfer", "pilot.json"),
+            manifest=manifest,
+        ),
         wall_s=plain_numbers(mapping(summary, "wall_s")),
+        peak_mib={
+            stage: number(mapping(mapping(summary, "peak_memory_mib"), stage), "resident")
+            for stage in mapping(summary, "peak_memory_mib")
+        },
         environment=flat({k: v for k, v in environment.items() if k != "schema_version"}),
         recipe=_recipe(path / "recipe.yaml"),
         pictures=pictures,

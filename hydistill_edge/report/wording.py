@@ -68,6 +68,22 @@ def size(value: float | None) -> str:
     return f"{value:.0f}{THIN}B"
 
 
+def mebibytes(value: float | None) -> str:
+    """Return memory that is counted in MiB: 812 MiB, 3.2 GiB."""
+    if value is None:
+        return NONE
+    if value >= 1024:
+        return f"{significant(value / 1024)}{THIN}GiB"
+    return f"{value:.0f}{THIN}MiB"
+
+
+def one_in(share: float) -> str:
+    """Return a small share as a fraction: 1/120."""
+    if not 0 < share < 0.5:
+        return percent(share)
+    return f"1/{round(1 / share):,}".replace(",", THIN)
+
+
 def milliseconds(value: float | None) -> str:
     """Return a time in ms, three digits."""
     return NONE if value is None else f"{significant(value, zeros=True)}{THIN}ms"

@@ -12,6 +12,7 @@ import numpy as np
 from hydistill_edge.run_directory import read_json, space_errors, write_bytes, write_text
 from hydistill_edge.stages import artifacts
 from hydistill_edge.stages.artifacts import Built
+from hydistill_edge.stages.method_facts import method_facts
 from hydistill_edge.stages.work import Work
 
 PREVIEW_PER_CLASS = 12
@@ -72,6 +73,7 @@ def summarize(work: Work) -> dict[str, Any]:
         "teacher": _teacher(work, scores),
         "student": student,
         "transfer": _transfer(work),
+        "method_facts": method_facts(work.run.path),
         "artifacts": rows,
         "wall_s": work.run.wall_s(),
         "peak_memory_mib": work.run.peak_mib(),
@@ -119,8 +121,16 @@ def _student(work: Work, scores: Mapping[str, Any]) -> dict[str, Any]:
         "teacher_agreement": score["agreement_with_teacher"] if score else agreement,
         "teacher_agreement_note": "on the evaluation images" if score else facts["holdout_note"],
         **_accuracy(score),
+        "worst_class": _worst_class(score),
         "gates": gates,
     }
+
+
+def _worst_class(score: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the class with the lowest accuracy on the evaluation images."""
+    known = [row for row in (score or {}).get("per_class", []) if row["accuracy"] is not None]
+    worst = min(known, key=lambda row: float(row["accuracy"]), default=None)
+    return {name: worst and worst[name] for name in ("class", "n", "accuracy")}
 
 
 def _deployment(work: Work) -> dict[str, Any] | None:

@@ -180,6 +180,24 @@ def test_keys_tell_layers_influences_choice_and_history(
     assert sum(row["images"] for row in keys["held_out"]["classes"]) == 6
 
 
+def test_keys_have_a_map_of_each_kept_layer_and_class(
+    teacher: Teacher, transfer: TransferSet, tmp_path: Path
+) -> None:
+    settings = replace(QUICK, keys=("6",), holdout=0.5)
+    distilled = run(teacher, transfer, tmp_path, settings)
+    maps = keys_of(distilled)["maps"]
+    rows = distilled.holdout_rows
+    pixels = torch.from_numpy(transfer.images(rows)).permute(0, 3, 1, 2)
+    seen = teacher.features(pixels, ["6"])
+    classes = seen.logits.argmax(dim=1)
+    squares = seen.taps["6"].detach().square().mean(dim=1)
+    wanted = torch.stack([squares[classes == place].mean(dim=0) for place in classes.unique()])
+    found = torch.tensor([entry["maps"][0] for entry in maps["classes"]])
+    assert maps["layers"] == ["6"]
+    assert sum(entry["images"] for entry in maps["classes"]) == len(rows)
+    torch.testing.assert_close(found, wanted / wanted.max(), atol=1e-3, rtol=0)
+
+
 def test_bytes_are_those_of_kept_maps_and_of_the_means_of_others(
     teacher: Teacher, transfer: TransferSet, tmp_path: Path
 ) -> None:
