@@ -114,7 +114,7 @@ def test_training_is_timed_behind_its_first_report_when_it_is_probed(
 
 
 def test_projection_multiplies_each_phase_by_its_planned_steps(common: ModuleType) -> None:
-    phases = [common.Phase("a", 10, 2.0, 64, 100), common.Phase("b", 4, 1.0, 8, 8)]
+    phases = [common.Phase("a", 10, 2.0, 1.5, 64, 100), common.Phase("b", 4, 1.0, 1.0, 8, 8)]
     found = common.projection(phases)
     assert found["projection"] is True
     assert found["projected_total_s"] == 20 + 2

@@ -221,20 +221,29 @@ def probe_classifier(
     *,
     steps: int,
     device: torch.device,
-    name: str = "teacher",
+    planned: int | None = None,
 ) -> Phase:
-    """Return what its training costs, by a few steps of it."""
+    """Return what its training costs, by a few steps of it.
+
+    Args:
+        split: labelled images.
+        spec: as in `train_classifier`.
+        settings: as in `train_classifier`.
+        steps: to time.
+        device: where.
+        planned: images that the cost is projected for; None for those given.
+    """
 
     def start(progress: Progress, total: int) -> None:
         quick = replace(settings, steps=total, evaluations=1, checkpoint_seconds=1e9)
         train_classifier(split, spec, quick, workdir=None, device=device, progress=progress)
 
     return time_training(
-        name,
+        "teacher",
         start,
         steps=steps,
         batch=settings.batch,
-        planned_steps=settings.planned_steps(len(split)),
+        planned_steps=settings.planned_steps(planned or len(split)),
     )
 
 

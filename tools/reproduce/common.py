@@ -321,9 +321,10 @@ class Pace:
 
     def __init__(self, steps: int) -> None:
         self._wanted = steps
-        self._first: tuple[int, float] | None = None
+        self._first: tuple[int, float, float] | None = None
         self.steps = 0
         self.seconds = 0.0
+        self.cpu_seconds = 0.0
 
     def __call__(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         """Note the time; see `hydistill_edge.training.loop.Progress`.
@@ -332,11 +333,12 @@ class Pace:
             Enough: the steps are timed.
         """
         del total, metrics
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         if self._first is None:
-            self._first = (done, now)
+            self._first = (done, now, cpu)
             return
-        self.steps, self.seconds = done - self._first[0], now - self._first[1]
+        first, started, spent = self._first
+        self.steps, self.seconds, self.cpu_seconds = done - first, now - started, cpu - spent
         if self.steps >= self._wanted:
             raise Enough
 
@@ -349,6 +351,7 @@ class Phase:
         name: of the phase.
         steps: that were timed, after the warm-up.
         seconds: that they took.
+        cpu_seconds: of the processor in that time; less where other work was in the way.
         batch: images per step.
         planned_steps: of the whole phase, as the schedule has it.
     """
@@ -356,6 +359,7 @@ class Phase:
     name: str
     steps: int
     seconds: float
+    cpu_seconds: float
     batch: int
     planned_steps: int
 
@@ -370,6 +374,7 @@ class Phase:
             "phase": self.name,
             "steps_timed": self.steps,
             "seconds": round(self.seconds, 3),
+            "cpu_seconds": round(self.cpu_seconds, 3),
             "batch": self.batch,
             "steps_per_s": round(self.steps / self.seconds, 4),
             "planned_steps": self.planned_steps,
@@ -398,7 +403,7 @@ def time_training(
     pace = Pace(steps)
     with suppress(Enough):
         start(pace, 100 * max(1, steps // 10))
-    return Phase(name, pace.steps, pace.seconds, batch, planned_steps)
+    return Phase(name, pace.steps, pace.seconds, pace.cpu_seconds, batch, planned_steps)
 
 
 def time_steps(
@@ -414,11 +419,12 @@ def time_steps(
     for _ in range(max(1, steps // 10)):
         step()
     wait_for(device)
-    started = time.perf_counter()
+    started, spent = time.perf_counter(), time.process_time()
     for _ in range(steps):
         step()
     wait_for(device)
-    return Phase(name, steps, time.perf_counter() - started, batch, planned_steps)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - spent
+    return Phase(name, steps, seconds, cpu, batch, planned_steps)
 
 
 def wait_for(device: torch.device) -> None:

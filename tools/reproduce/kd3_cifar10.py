@@ -133,8 +133,9 @@ def run(given: argparse.Namespace) -> None:
     }
     out = result_path(given, "kd3_cifar10")
     if given.probe is not None:
-        found = projection(probe(train, pool, schedule, given.probe, device))
-        write_result(out, {**facts, **found}, device=device)
+        planned = schedule.pool_limit or PUBLISHED_POOL
+        found = projection(probe(train, pool, schedule, given.probe, device, planned=planned))
+        write_result(out, {**facts, "planned_pool": planned, **found}, device=device)
         return
     with Work(given.work, {**facts, "device": device.type}) as work:
         teacher, told = teacher_of(
@@ -199,12 +200,27 @@ def create_student(teacher: Teacher, schedule: Schedule, seed: int) -> Student:
 
 
 def probe(
-    train: Split, pool: Images, schedule: Schedule, steps: int, device: torch.device
+    train: Split,
+    pool: Images,
+    schedule: Schedule,
+    steps: int,
+    device: torch.device,
+    *,
+    planned: int,
 ) -> list[Phase]:
-    """Return what each phase costs, by a few steps of it, with an untrained teacher."""
+    """Return what each phase costs, by a few steps of it, with an untrained teacher.
+
+    Args:
+        train: the teacher's images.
+        pool: some of it is used.
+        schedule: of both networks.
+        steps: to time.
+        device: where.
+        planned: images of the pool that the cost is projected for.
+    """
     settings = schedule.student
     few = pool[: 2 * settings.batch]
-    per_epoch = settings.steps_per_epoch or -(-len(pool) // settings.batch)
+    per_epoch = settings.steps_per_epoch or -(-planned // settings.batch)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         teacher = probe_teacher(train, SPEC, schedule.teacher, workdir=folder, device=device)
@@ -227,7 +243,7 @@ def probe(
                 select,
                 steps=steps,
                 batch=len(rows),
-                planned_steps=settings.epochs * -(-len(pool) // settings.batch),
+                planned_steps=settings.epochs * -(-planned // settings.batch),
                 device=device,
             )
         )

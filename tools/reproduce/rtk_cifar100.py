@@ -233,7 +233,11 @@ def probe(train: Split, schedule: Schedule, steps: int, device: torch.device) ->
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         teacher = probe_teacher(train, SPEC, schedule.teacher, workdir=folder, device=device)
-        phases = [probe_classifier(train, SPEC, schedule.teacher, steps=steps, device=device)]
+        phases = [
+            probe_classifier(
+                train, SPEC, schedule.teacher, steps=steps, device=device, planned=TRAIN_IMAGES
+            )
+        ]
         few = train.images[: 4 * settings.batch]
         transfer = write_transfer(folder / "few", teacher, [(few, "real")], method="probe")
         for arm in ARMS:
