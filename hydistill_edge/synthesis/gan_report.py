@@ -34,8 +34,8 @@ def report_gan(
         gan: trained.
         sampled: its images.
     """
-    of_real, classes_real = _features(teacher, collected)
-    of_made, _ = _features(teacher, sampled.images)
+    of_real, classes_real = teacher_features(teacher, collected)
+    of_made, _ = teacher_features(teacher, sampled.images)
     targets = torch.from_numpy(sampled.targets).to(of_made.device)
     count = len(teacher.classes)
     table = coverage_table(of_real, classes_real, of_made, targets, classes=count)
@@ -75,7 +75,7 @@ def class_entropy(counts: list[int]) -> float:
 
 
 @torch.no_grad()
-def _features(teacher: Teacher, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+def teacher_features(teacher: Teacher, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
     """Return penultimate features (N, D) and top classes (N,) of uint8 images."""
     parameter = next(teacher.parameters())
     features, classes = [], []
