@@ -143,19 +143,22 @@ class Mixed(NamedTuple):
     permutation: Tensor
 
 
-def mixup(images: Tensor, *, alpha: float, generator: torch.Generator) -> Mixed:
+def mixup(
+    images: Tensor, *, alpha: float, generator: torch.Generator, shared: bool = False
+) -> Mixed:
     """Blend every image with another one of the batch, with shares from Beta(alpha, alpha).
 
     Args:
         images: shape (N, C, H, W) float in [0, 1].
         alpha: above 0; small values leave most images nearly whole, 1 makes all shares alike.
         generator: on any device.
+        shared: one share for the whole batch, as published, instead of one per pair.
 
     Raises:
         UsageError: alpha is not above 0.
         ShapeError: not a batch of float images.
 
-    Source: Zhang et al. 2018, arXiv:1710.09412; one share per pair instead of one per batch.
+    Source: Zhang et al. 2018, arXiv:1710.09412; one share per pair, unless asked otherwise.
     """
     if not alpha > 0:
         raise UsageError(f"mixup alpha {alpha}; expected above 0")
@@ -166,8 +169,8 @@ def mixup(images: Tensor, *, alpha: float, generator: torch.Generator) -> Mixed:
     permutation = torch.randperm(count, generator=generator, device=generator.device)
     # torch has no Beta distribution that takes a generator; NumPy's is seeded from ours
     seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
-    shares = np.random.default_rng(int(seed)).beta(alpha, alpha, count)
-    lam = torch.from_numpy(shares).float().to(images.device)
+    shares = np.random.default_rng(int(seed)).beta(alpha, alpha, 1 if shared else count)
+    lam = torch.from_numpy(shares).float().to(images.device).expand(count)
     permutation = permutation.to(images.device)
     weight = lam.to(images.dtype)[:, None, None, None]
     return Mixed(torch.lerp(images[permutation], images, weight), lam, permutation)

@@ -268,6 +268,12 @@ def test_mixup_blends_pairs_when_shares_are_drawn() -> None:
         assert torch.allclose(mixed.images[place], expected, atol=1e-6)
 
 
+def test_mixup_has_one_share_for_the_batch_when_it_is_shared() -> None:
+    mixed = mixup(batch(), alpha=0.8, generator=generator(), shared=True)
+    assert mixed.lam.shape == (len(batch()),)
+    assert len(set(mixed.lam.tolist())) == 1
+
+
 def test_mixup_repeats_when_the_seed_does() -> None:
     first, second = (mixup(batch(), alpha=0.4, generator=generator(5)) for _ in range(2))
     assert torch.equal(first.images, second.images)

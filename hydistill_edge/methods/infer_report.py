@@ -1,0 +1,123 @@
+"""`infer.json`: what a student learned from, how thin its boundaries are, a map of some classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hydistill_edge.images.transfer_set import Indices, TransferSet
+from hydistill_edge.methods.pool import Pool, is_real
+from hydistill_edge.methods.tsne import tsne
+from hydistill_edge.models.teacher import Teacher
+
+DOCUMENT = "infer.json"
+
+MAP_CLASSES = 7
+CLOSEST_PAIRS = 5
+
+Logits = NDArray[np.float32]
+
+
+def boundary(logits: Logits, *, margin: float) -> dict[str, float]:
+    """Return how many images lie on a boundary between classes.
+
+    Args:
+        logits: shape (N, C), N at least 1.
+        margin: images count whose two largest probabilities differ by less.
+
+    Returns:
+        `share` of the images, in [0, 1], and `images`, their number in all.
+    """
+    two = np.sort(_probabilities(logits), axis=1)[:, -2:]
+    return {"share": float((two[:, 1] - two[:, 0] < margin).mean()), "images": len(logits)}
+
+
+def closest_pairs(
+    student: Logits, teacher: Logits, class_names: Sequence[str], *, count: int = CLOSEST_PAIRS
+) -> list[dict[str, Any]]:
+    """Return the pairs of classes that the teacher tells apart least, and how the student does.
+
+    Args:
+        student: shape (N, C).
+        teacher: shape (N, C), of the same images.
+        class_names: C names.
+        count: pairs at most.
+
+    Returns:
+        Per pair: `classes`; `images` that the teacher names as one of both; `nearness`, the mean
+        probability that it leaves to the other one; `confused`, the share of these images on which
+        the student names the other one.
+    """
+    probabilities = _probabilities(teacher)
+    named, decided = teacher.argmax(axis=1), student.argmax(axis=1)
+    images = np.bincount(named, minlength=len(class_names))
+    left = np.zeros((len(class_names), len(class_names)))
+    np.add.at(left, named, probabilities)
+    both = images[:, None] + images
+    nearness = np.triu(left + left.T, k=1) / np.maximum(both, 1)
+    found: list[dict[str, Any]] = []
+    for place in np.argsort(-nearness, axis=None, kind="stable")[:count]:
+        first, second = divmod(int(place), len(class_names))
+        if first >= second or not both[first, second]:
+            continue
+        rows = np.flatnonzero((named == first) | (named == second))
+        other = np.where(named[rows] == first, second, first)
+        found.append(
+            {
+                "classes": [class_names[first], class_names[second]],
+                "images": len(rows),
+                "nearness": float(nearness[first, second]),
+                "confused": float((decided[rows] == other).mean()),
+            }
+        )
+    return found
+
+
+@torch.no_grad()
+def class_map(
+    teacher: Teacher, transfer: TransferSet, pool: Pool, *, per_class: int, seed: int
+) -> dict[str, Any] | None:
+    """Return a t-SNE of the teacher's features for images of a few classes.
+
+    Args:
+        teacher: on the pool's device.
+        transfer: the set.
+        pool: its images.
+        per_class: images of each class and kind (natural, compensated), at most.
+        seed: of the choice.
+
+    Returns:
+        `classes`, `x`, `y`, `class` (a place in `classes`) and `kind` of each point; None where
+        fewer than four images are there, or none are asked for.
+    """
+    choice = np.random.default_rng([seed, 0x75E])
+    labels, real = transfer.pseudo_labels, is_real(transfer)
+    present = np.unique(labels)
+    classes = np.sort(choice.permutation(present)[:MAP_CLASSES])
+    rows = [
+        choice.permutation(np.flatnonzero((labels == label) & (real == natural)))[:per_class]
+        for label in classes
+        for natural in (True, False)
+    ]
+    chosen: Indices = np.concatenate(rows)
+    if len(chosen) < 4:
+        return None
+    features = teacher.features(pool.images(chosen)).penultimate.flatten(1).float().cpu().numpy()
+    points = np.round(tsne(features), 3)
+    return {
+        "classes": [transfer.classes[label] for label in classes],
+        "x": points[:, 0].tolist(),
+        "y": points[:, 1].tolist(),
+        "class": np.searchsorted(classes, labels[chosen]).tolist(),
+        "kind": ["natural" if natural else "compensated" for natural in real[chosen]],
+    }
+
+
+def _probabilities(logits: Logits) -> NDArray[np.float64]:
+    exponents = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    found: NDArray[np.float64] = exponents / exponents.sum(axis=1, keepdims=True)
+    return found
