@@ -38,16 +38,18 @@ METHODS = {
     "rtk": "hydistill_edge.methods.rtk:RTKSettings",
     "kd3": "hydistill_edge.methods.kd3:KD3Settings",
     "hidfd": "hydistill_edge.methods.hidfd:HiDFDSettings",
+    "infer": "hydistill_edge.methods.infer:InferSettings",
 }
 """Method name -> its settings dataclass, imported when a recipe asks for it.
 
 The same module holds the method's `distill`, which takes what that of `methods.kd` takes.
 """
 
-MethodName = Literal["kd", "rtk", "kd3", "hidfd", "none"]
+MethodName = Literal["kd", "rtk", "kd3", "hidfd", "infer", "none"]
 
 _INVERSION = "hydistill_edge.synthesis.inversion:InversionSettings"
 _GAN = "hydistill_edge.synthesis.gan_settings:GanSettings"
+_INFER = "hydistill_edge.synthesis.infer_settings:CompensatorSettings"
 _SOURCE = "hydistill_edge.images.sources:SourceSpec"
 
 _NOT_IN_A_NAME = ("Cc", "Cs", "Zl", "Zp")
@@ -105,6 +107,7 @@ ClassNames = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_cla
 Fraction = Annotated[float, AfterValidator(_fraction)]
 Inversion = Annotated[Any, PlainValidator(lambda value: _as(_INVERSION, value))]
 Gan = Annotated[Any, PlainValidator(lambda value: _as(_GAN, value))]
+Infer = Annotated[Any, PlainValidator(lambda value: _as(_INFER, value))]
 Source = Annotated[Any, PlainValidator(lambda value: _as(_SOURCE, value))]
 Training = Annotated[Any, PlainValidator(_as_training)]
 
@@ -172,14 +175,20 @@ class Teacher(Section):
 class Synthetic(Section):
     """Images made from the teacher alone, or after the real ones."""
 
-    count: int = Field(default=2048, ge=0, description="How many; 0 makes none.")
-    maker: Literal["inversion", "gan"] = Field(
+    count: int = Field(
+        default=2048,
+        ge=0,
+        description="How many; 0 makes none. With infer, above 0 for as many as its budget buys.",
+    )
+    maker: Literal["inversion", "gan", "infer"] = Field(
         default="inversion",
         description="inversion: from the teacher alone; gan: after the real images, at least a few "
-        "hundred.",
+        "hundred; infer: a few of the real images, with compensators added, as many as `infer.ipc` "
+        "buys, in place of all others.",
     )
     inversion: Inversion = Field(default_factory=dict, description="Settings of the inversion.")
     gan: Gan = Field(default_factory=dict, description="Settings of the GAN.")
+    infer: Infer = Field(default_factory=dict, description="Settings of the compensated set.")
 
 
 class Pilot(Section):
@@ -365,7 +374,8 @@ class Recipe(Section):
         default="kd",
         description="kd distills from the teacher's logits; rtk from its most influential layers "
         "too; kd3 from the images of a web pool that fit; hidfd from a few collected images and "
-        "those of a GAN; none takes your own trained student.",
+        "those of a GAN; infer from a few images with compensators added; none takes your own "
+        "trained student.",
     )
     images: ImageSection = ImageSection()
     student: Student
@@ -527,6 +537,8 @@ class Recipe(Section):
         if not self.images.real:
             if count and self.images.synthetic.maker == "gan":
                 yield ("images", "synthetic", "maker"), "gan learns from real images: give sources"
+            if count and self.images.synthetic.maker == "infer":
+                yield ("images", "synthetic", "maker"), "infer adds to real images: give sources"
             if self.images.pilot is not None:
                 yield ("images", "pilot"), "nothing to choose from: give real sources"
         if self.images.pilot is not None and self.images.pilot.count < len(classes):
@@ -605,7 +617,10 @@ class _FileSchema(Recipe):
 
 
 def _settings_names() -> dict[str, str]:
-    return {"Source": _SOURCE, "Inversion": _INVERSION, "Gan": _GAN, **_method_names()}
+    return {
+        **{"Source": _SOURCE, "Inversion": _INVERSION, "Gan": _GAN, "Infer": _INFER},
+        **_method_names(),
+    }
 
 
 def _method_names() -> dict[str, str]:
@@ -619,6 +634,7 @@ def _fill_schema(schema: dict[str, Any]) -> None:
     definitions["ImageSection"]["properties"]["real"]["items"] = source
     definitions["Synthetic"]["properties"]["inversion"] = {"$ref": "#/$defs/Inversion"}
     definitions["Synthetic"]["properties"]["gan"] = {"$ref": "#/$defs/Gan"}
+    definitions["Synthetic"]["properties"]["infer"] = {"$ref": "#/$defs/Infer"}
     for name in ("evaluation", "shifted_evaluation"):
         schema["properties"][name]["anyOf"] = [source, {"type": "null"}]
     methods = [{"$ref": f"#/$defs/{name}"} for name in _method_names()]
@@ -732,7 +748,7 @@ def _known_keys(path: KeyPath) -> list[str]:
     """Return the keys that may stand at a place of the recipe."""
     node: Any = Recipe
     settings = {
-        **{"inversion": _INVERSION, "gan": _GAN},
+        **{"inversion": _INVERSION, "gan": _GAN, "infer": _INFER},
         **dict.fromkeys(("real", "evaluation", "shifted_evaluation"), _SOURCE),
     }
     for part in path:
