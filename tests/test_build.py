@@ -24,7 +24,9 @@ SUMMARY = {
     "student": dict,
     "transfer": dict,
     "artifacts": list,
+    "method_facts": dict,
     "wall_s": dict,
+    "peak_memory_mib": dict,
     "passed": bool,
 }
 

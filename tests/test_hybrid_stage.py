@@ -16,7 +16,7 @@ from torch import nn
 from hydistill_edge.errors import RecipeError
 from hydistill_edge.images.content_hash import content_hashes
 from hydistill_edge.images.sources import LoadedImages, SourceSpec
-from hydistill_edge.images.transfer_set import TransferSet
+from hydistill_edge.images.transfer_set import TransferSet, TransferSetWriter
 from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.recipe import Pilot, Recipe
@@ -69,6 +69,20 @@ def loaded(name: str, count: int, *, may_ship: bool = True) -> LoadedImages:
     )
 
 
+def cut(source: LoadedImages, size: int = 7) -> list[LoadedImages]:
+    """Return a source in pieces."""
+    return [
+        replace(
+            source,
+            images=source.images[start : start + size],
+            ids=source.ids[start : start + size],
+            hashes=source.hashes[start : start + size],
+            addresses=(source.addresses or [])[start : start + size],
+        )
+        for start in range(0, len(source), size)
+    ]
+
+
 def work(teacher: Teacher, sources: list[LoadedImages], **images: Any) -> Any:
     section = {
         "real": [source.spec for source in sources],
@@ -87,11 +101,16 @@ def work(teacher: Teacher, sources: list[LoadedImages], **images: Any) -> Any:
     )
 
 
+def failing(_writer: TransferSetWriter, **_: Any) -> None:
+    if _["details"]:
+        raise RuntimeError("failing")
+
+
 def make(
     monkeypatch: pytest.MonkeyPatch, folder: Path, job: Any, sources: list[LoadedImages]
 ) -> TransferSet:
     given = {source.spec.path: source for source in sources}
-    monkeypatch.setattr(stage, "load", lambda _work, spec: given[spec.path])
+    monkeypatch.setattr(stage, "pieces", lambda _work, spec: iter(cut(given[spec.path])))
     folder.mkdir()
     stage._make(job, folder)
     return TransferSet.open(folder)
@@ -151,6 +170,25 @@ def test_strategic_pilot_looks_at_the_synthetic_images_of_an_earlier_run(
     assert "quota" in told["images"][0]["reason"]
 
 
+@pytest.mark.parametrize("pilot", [None, Pilot(count=12)], ids=["all", "pilot"])
+def test_set_is_the_same_when_its_images_are_read_in_pieces_and_again(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pilot: Pilot | None
+) -> None:
+    sources = [loaded("a", 10), loaded("b", 30)]
+    job = work(teacher, sources, pilot=pilot)
+    monkeypatch.setattr(stage, "KEPT_BYTES", 0)
+    streamed = make(monkeypatch, tmp_path / "streamed", job, sources)
+    monkeypatch.undo()
+    monkeypatch.setattr(f"{__name__}.cut", lambda source: [source])
+    whole = make(monkeypatch, tmp_path / "whole", job, sources)
+    for manifest in (streamed.manifest, whole.manifest):
+        del manifest["details"]["gan"]["seconds"]
+    assert [shard["sha256"] for shard in streamed.manifest["shards"]] == [
+        shard["sha256"] for shard in whole.manifest["shards"]
+    ]
+    assert streamed.manifest["details"] == whole.manifest["details"]
+
+
 def test_interrupted_gan_goes_on_from_its_checkpoint(
     teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,10 +196,10 @@ def test_interrupted_gan_goes_on_from_its_checkpoint(
     job = work(teacher, sources)
     job.recipe.images.synthetic.gan = replace(TINY, checkpoint_seconds=0.0)
     given = {source.spec.path: source for source in sources}
-    monkeypatch.setattr(stage, "load", lambda _work, spec: given[spec.path])
-    monkeypatch.setattr(stage, "network_logits", None)  # fails after the training
+    monkeypatch.setattr(stage, "pieces", lambda _work, spec: iter([given[spec.path]]))
+    monkeypatch.setattr(TransferSetWriter, "describe", failing)  # after the training
     (tmp_path / "set").mkdir()
-    with pytest.raises(TypeError):
+    with pytest.raises(RuntimeError, match="failing"):
         stage._make(job, tmp_path / "set")
     assert (tmp_path / "set" / stage.CHECKPOINTS / "gan.safetensors").is_file()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hydistill_edge.images.real_images import RealImages
 from hydistill_edge.images.sources import LoadedImages, SourceSpec
 from hydistill_edge.stages.images import (
     MAX_REFERENCE,
@@ -28,17 +29,25 @@ def loaded(count: int, origin: str = "real", value: int = 0) -> LoadedImages:
     )
 
 
+def real_images(sources: list[LoadedImages]) -> RealImages:
+    given = iter(sources)
+    return RealImages(
+        [source.spec for source in sources], lambda _: iter([next(given)]), kept_bytes=2**20
+    )
+
+
 @pytest.mark.parametrize(
     "sources",
     [[], [loaded(MIN_REFERENCE - 1)], [loaded(100, "web")], [loaded(9), loaded(100, "synthetic")]],
     ids=["none", "too-few", "web", "real-too-few"],
 )
 def test_no_reference_is_taken_when_real_images_are_too_few(sources: list[LoadedImages]) -> None:
-    assert reference_images(sources) is None
+    assert reference_images(real_images(sources)) is None
 
 
 def test_reference_is_from_all_over_the_real_sources() -> None:
-    found = reference_images([loaded(600, value=1), loaded(50, "web", 9), loaded(200, value=2)])
+    sources = [loaded(600, value=1), loaded(50, "web", 9), loaded(200, value=2)]
+    found = reference_images(real_images(sources))
     assert found is not None
     assert found.shape == (MAX_REFERENCE, 4, 4, 1)
     assert np.bincount(found[:, 0, 0, 0]).tolist() == pytest.approx([0, 192, 64], abs=2)

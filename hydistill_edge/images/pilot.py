@@ -44,6 +44,70 @@ _ROWS = 512  # of a distance matrix at once
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """What a choice knows of images: about 0.8 KB each, and the features where they are asked for.
+
+    Attributes:
+        classes: shape (N,) int64, by the teacher.
+        confidences: shape (N,) float64, its probability of that class.
+        thumbnails: shape (N, d) float32.
+        features: the teacher's penultimate ones, shape (N, D); None where they are not needed.
+        total: number of classes.
+    """
+
+    classes: NDArray[np.int64]
+    confidences: NDArray[np.float64]
+    thumbnails: NDArray[np.float32]
+    features: NDArray[np.floating] | None
+    total: int
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @staticmethod
+    def of(
+        images: NDArray[np.uint8],
+        logits: NDArray[np.floating],
+        features: NDArray[np.floating] | None = None,
+    ) -> Candidates:
+        """Return what is known of some images.
+
+        Args:
+            images: shape (N, H, W, C) uint8.
+            logits: the teacher's, shape (N, classes).
+            features: its penultimate ones, shape (N, D).
+
+        Raises:
+            ShapeError: arrays that do not fit each other.
+        """
+        if images.ndim != 4 or logits.ndim != 2 or len(images) != len(logits):
+            raise ShapeError(
+                f"images {images.shape} and logits {logits.shape}; expected (N, H, W, C) and "
+                "(N, classes)"
+            )
+        probabilities = _softmax(logits)
+        return Candidates(
+            probabilities.argmax(axis=1),
+            probabilities.max(axis=1),
+            make_thumbnails(images),
+            features,
+            logits.shape[1],
+        )
+
+    @staticmethod
+    def join(parts: Sequence[Candidates]) -> Candidates:
+        """Return parts as one, in their order; at least one."""
+        features = [part.features for part in parts if part.features is not None]
+        return Candidates(
+            np.concatenate([part.classes for part in parts]),
+            np.concatenate([part.confidences for part in parts]),
+            np.concatenate([part.thumbnails for part in parts]),
+            np.concatenate(features) if features else None,
+            parts[0].total,
+        )
+
+
+@dataclass(frozen=True)
 class Synthetic:
     """What a strategic choice knows about the synthetic images made so far.
 
@@ -179,36 +243,65 @@ def choose_pilot(
             passes the threshold, or `strategic` lacks features or synthetic images.
         ShapeError: arrays that do not fit each other.
     """
-    if images.ndim != 4 or logits.ndim != 2 or len(images) != len(logits):
-        raise ShapeError(
-            f"images {images.shape} and logits {logits.shape}; expected (N, H, W, C) and "
-            "(N, classes)"
-        )
-    total, names = logits.shape[1], _names(class_names, logits.shape[1])
+    return choose_among(
+        kind,
+        Candidates.of(images, logits, features),
+        count=count,
+        seed=seed,
+        threshold=threshold,
+        synthetic=synthetic,
+        class_names=class_names,
+    )
+
+
+def choose_among(
+    kind: PilotKind,
+    candidates: Candidates,
+    *,
+    count: int,
+    seed: int = 0,
+    threshold: float | None = None,
+    synthetic: Synthetic | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Pilot:
+    """Choose a pilot set, as `choose_pilot`, by what is known of the candidates.
+
+    Args:
+        kind: as there.
+        candidates: may be joined from pieces of a pool that is too large to be held.
+        count: as there.
+        seed: as there.
+        threshold: as there.
+        synthetic: as there.
+        class_names: as there.
+
+    Raises:
+        MethodError: as there.
+    """
+    total, features = candidates.total, candidates.features
+    classes, confidences = candidates.classes, candidates.confidences
+    names = _names(class_names, total)
     if count < total:
         raise MethodError(
             f"a pilot set of {count} images for {total} classes; expected at least one per class"
         )
-    if len(images) < total:
+    if len(candidates) < total:
         raise MethodError(
-            f"{len(images)} candidates for {total} classes; expected at least one per class: "
+            f"{len(candidates)} candidates for {total} classes; expected at least one per class: "
             "collect more images"
         )
-    probabilities = _softmax(logits)
-    classes = probabilities.argmax(axis=1)
-    confidences = probabilities.max(axis=1)
     notes = _absent(classes, names)
     if kind == "random":
-        rows = np.random.default_rng(seed).permutation(len(images))[:count]
-        reason = f"drawn at random from {len(images)} candidates, seed {seed}"
-        if count > len(images):
-            notes.append(f"{len(images)} candidates, fewer than the {count} asked for")
+        rows = np.random.default_rng(seed).permutation(len(candidates))[:count]
+        reason = f"drawn at random from {len(candidates)} candidates, seed {seed}"
+        if count > len(candidates):
+            notes.append(f"{len(candidates)} candidates, fewer than the {count} asked for")
         reasons = (reason,) * len(rows)
         return Pilot(
             kind, rows, classes[rows], confidences[rows], reasons, None, None, 0, tuple(notes)
         )
     needs: tuple[Need, ...] | None = None
-    distances = np.zeros(len(images))
+    distances = np.zeros(len(candidates))
     bar = threshold
     if kind == "strategic":
         if features is None or synthetic is None:
@@ -227,8 +320,8 @@ def choose_pilot(
             passing = _selected(confidences, classes, total, bar)
     if not passing.any():
         raise MethodError(
-            f"no candidate of {len(images)} passes the threshold {bar}; the teacher's surest has "
-            f"{confidences.max():.3f}: lower the threshold, or collect images nearer to the "
+            f"no candidate of {len(candidates)} passes the threshold {bar}; the teacher's surest "
+            f"has {confidences.max():.3f}: lower the threshold, or collect images nearer to the "
             "teacher's classes"
         )
     quotas = _quotas(
@@ -236,7 +329,7 @@ def choose_pilot(
         count,
         None if needs is None else np.bincount(classes[passing], minlength=total),
     )
-    thumbnails = make_thumbnails(images)
+    thumbnails = candidates.thumbnails
     chosen: list[int] = []
     told: list[str] = []
     dropped = 0

@@ -172,8 +172,9 @@ class LoadedImages:
         hashes: sha256 of each image's pixels as they stand here, shape (N, 32) uint8.
         skipped: images that were left out because they are broken.
         spec: the source.
-        addresses: where each image was found, as the provenance table says; None without one.
-        licences: a note per image, from that table or else the source's; None without one.
+        addresses: where each image was found, as the provenance table says, or else the .json
+            beside it in a tar shard; None without either.
+        licences: a note per image, from there or else the source's; None without either.
         excluded: ids of images that the exclusion list kept out.
     """
 
@@ -233,16 +234,7 @@ def load_source(
         loaded = intake.take(rows)
         if all_classes:
             intake.check_all_classes()
-    if not len(loaded) and loaded.skipped:
-        raise ImageSourceError(
-            f"image source {spec.title}: all {len(loaded.skipped)} images are broken; the first: "
-            f"{loaded.skipped[0].reason}"
-        )
-    if not len(loaded):
-        raise ImageSourceError(
-            f"image source {spec.title}: all {len(loaded.excluded)} images are on the exclusion "
-            f"list {spec.exclude}; give other images, or leave the source out"
-        )
+        intake.check_any()
     return loaded
 
 
@@ -279,6 +271,7 @@ def iterate_source(
             yield intake.take(rows[start : start + batch])
         if all_classes:
             intake.check_all_classes()
+        intake.check_any()
 
 
 def count_source(spec: SourceSpec) -> int:
@@ -343,8 +336,14 @@ class _Intake:
         self._required = classes is not None and spec.use_labels
         self._translation = self._translate_classes(classes)
         self._seen: set[int] = set()
+        self._taken = 0
+        self._first_broken = ""
+        self._broken = 0
+        self._barred = 0
         self._table: ProvenanceTable | None = None
         self._excluded: Exclusions | None = None
+        # What stands beside an image in its shard, where no table says more.
+        self._beside = reader if isinstance(reader, ShardReader) and reader.has_notes else None
         if spec.provenance:
             self._table = read_provenance(Path(spec.provenance))
         if spec.exclude:
@@ -362,7 +361,11 @@ class _Intake:
         for row in rows:
             key = self._reader.key(int(row))
             identity = f"{self._spec.title}:{key}"
-            address, licence = self._told(key)
+            try:
+                address, licence = self._told(key, int(row))
+            except ImageSourceError as error:
+                broken.append(Skipped(identity, str(error)))
+                continue
             if self._excluded is not None and self._excluded.has(identity, address):
                 excluded.append(identity)
                 continue
@@ -385,6 +388,12 @@ class _Intake:
             ids.append(identity)
             told.append((address, licence))
         self._refuse(broken, misfits, len(ids))
+        self._taken += len(ids)
+        if broken and not self._broken:
+            self._first_broken = broken[0].reason
+        self._broken += len(broken)
+        self._barred += len(excluded)
+        known = self._table is not None or self._beside is not None
         height, width = self._size or (0, 0)
         if images is None:
             images = np.empty((0, height, width, self._channels or 1), np.uint8)
@@ -397,17 +406,34 @@ class _Intake:
             hashes=content_hashes(images),
             skipped=broken,
             spec=self._spec,
-            addresses=[address for address, _ in told] if self._table is not None else None,
-            licences=[licence for _, licence in told] if self._table is not None else None,
+            addresses=[address for address, _ in told] if known else None,
+            licences=[licence for _, licence in told] if known else None,
             excluded=excluded,
         )
 
-    def _told(self, key: str) -> tuple[str, str]:
-        """Return address and licence of an image."""
-        if self._table is None:
-            return "", self._spec.licence
-        address, licence = self._table.of(key)
+    def _told(self, key: str, row: int) -> tuple[str, str]:
+        """Return address and licence of an image; a table stands above what lies beside it."""
+        address, licence = "", ""
+        if self._beside is not None:
+            address, licence = self._beside.note(row)
+        if self._table is not None:
+            from_table = self._table.of(key)
+            address, licence = from_table[0] or address, from_table[1] or licence
         return address, licence or self._spec.licence
+
+    def check_any(self) -> None:
+        """Refuse a source of which nothing is left."""
+        if self._taken:
+            return
+        if self._broken:
+            raise ImageSourceError(
+                f"image source {self._spec.title}: all {self._broken} images are broken; the "
+                f"first: {self._first_broken}"
+            )
+        raise ImageSourceError(
+            f"image source {self._spec.title}: all {self._barred} images are on the exclusion "
+            f"list {self._spec.exclude}; give other images, or leave the source out"
+        )
 
     def check_all_classes(self) -> None:
         """Refuse a class of the list that no image had."""

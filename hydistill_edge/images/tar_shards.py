@@ -3,6 +3,9 @@
     000017.png  000017.cls          image and class (a number or a name)
     000018.jpg  000018.json         or {"label": 3}, or {"class_name": "dent"}
 
+The .json may also say where the image was found (`address` or `url`) and under which licence
+(`licence` or `license`); what a crawler writes beside that is passed over.
+
 Nothing is ever unpacked: headers are read once for the index, images where they stand. A shard
 with links, devices or paths that lead elsewhere is refused all the same: an honest one has none.
 """
@@ -30,6 +33,8 @@ MAX_LABEL_BYTES = 2**20
 
 _BLOCK = 512
 
+_COLUMNS = ("shard", "offset", "size", "label", "note_offset", "note_size")
+
 
 class ShardReader:
     """Images in uncompressed tar files.
@@ -47,7 +52,7 @@ class ShardReader:
         self._files = find_shards(pattern)
         self.has_labels = False
         self.class_names: tuple[str, ...] | None = None
-        columns = {name: array("q") for name in ("shard", "offset", "size", "label")}
+        columns = {name: array("q") for name in _COLUMNS}
         keys = []
         names: dict[str, int] = {}
         kinds: set[type] = set()
@@ -69,6 +74,8 @@ class ShardReader:
                     sample.offset,
                     sample.size,
                     UNKNOWN_LABEL if label is None else label,
+                    sample.note_offset,
+                    sample.note_size,
                 )
                 for column, value in zip(columns.values(), row, strict=True):
                     column.append(value)
@@ -83,6 +90,7 @@ class ShardReader:
         self._columns = {name: np.array(values, np.int64) for name, values in columns.items()}
         if names:
             self._sort_names(names)
+        self.has_notes = bool((self._columns["note_size"] >= 0).any())
         self._open: tuple[int, IO[bytes]] | None = None
 
     def _sort_names(self, names: dict[str, int]) -> None:
@@ -103,7 +111,7 @@ class ShardReader:
 
     def read(self, row: int) -> tuple[Pixels, int]:
         """Return pixels and label; see `Reader`."""
-        shard, offset, size, label = (int(column[row]) for column in self._columns.values())
+        shard, offset, size, label = (int(self._columns[name][row]) for name in _COLUMNS[:4])
         name = f"{self._files[shard]}:{self.key(row)}"
         if size < 0:
             raise ImageSourceError(f"{name}: the sample has no image")
@@ -111,6 +119,30 @@ class ShardReader:
         file.seek(offset)
         data = file.read(size)
         return decode(data, name=name), label
+
+    def note(self, row: int) -> tuple[str, str]:
+        """Return address and licence from the .json beside an image; empty where it says nothing.
+
+        Raises:
+            ImageSourceError: the .json cannot be read.
+        """
+        shard, offset, size = (
+            int(self._columns[name][row]) for name in ("shard", "note_offset", "note_size")
+        )
+        if size < 0:
+            return "", ""
+        name = f"{self._files[shard]}:{self.key(row)}.json"
+        if size > MAX_LABEL_BYTES:
+            raise ImageSourceError(f"{name}: {size:,} bytes are too many for a note")
+        file = self._file(shard)
+        file.seek(offset)
+        try:
+            value = json.loads(file.read(size))
+        except (ValueError, RecursionError) as error:
+            raise ImageSourceError(
+                f"{name}: cannot be read ({error}), so where the image was found is not known"
+            ) from error
+        return _text(value, "address", "url"), _text(value, "licence", "license")
 
     def close(self) -> None:
         """Give back what is open."""
@@ -148,6 +180,8 @@ class _Sample(NamedTuple):
     offset: int
     size: int  # -1: no image
     label: int | str | None
+    note_offset: int
+    note_size: int  # -1: no .json
 
 
 def _samples(path: Path, use_labels: bool) -> Iterator[_Sample]:
@@ -180,7 +214,7 @@ def _sample(path: Path, key: str, parts: dict[str, tuple[int, int]], use_labels:
         raise ImageSourceError(f"{path}: the sample {key} has {len(images)} images; expected one")
     offset, size = images[0] if images else (0, -1)
     label = _label(path, key, parts) if use_labels else None
-    return _Sample(key, offset, size, label)
+    return _Sample(key, offset, size, label, *parts.get("json", (0, -1)))
 
 
 def _label(path: Path, key: str, parts: dict[str, tuple[int, int]]) -> int | str | None:
@@ -213,6 +247,12 @@ def _json_label(value: Any) -> int | str | None:
         if isinstance(found, kind) and not isinstance(found, bool):
             return found
     return None
+
+
+def _text(value: Any, *keys: str) -> str:
+    """Return the text under the first key of an object that has one."""
+    found = [value.get(key) for key in keys] if isinstance(value, dict) else []
+    return next((text for text in found if isinstance(text, str) and text), "")
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, int]]:

@@ -89,14 +89,13 @@ class TransferSetWriter:
         self.classes = tuple(classes)
         self.duplicates = 0
         self._dtype = logits_dtype
-        self._described = _plain(
-            {
-                "method": method,
-                "seeds": dict(seeds or {}),
-                "teacher": {"digest": teacher_digest},
-                "details": dict(details or {}),
-            }
-        )
+        self._described: dict[str, Any] = {
+            "method": "",
+            "seeds": _plain(dict(seeds or {})),
+            "teacher": {"digest": teacher_digest},
+            "details": {},
+        }
+        self.describe(method=method, details=details or {})
         layout = self._layout(1)
         row_bytes = sum(np.dtype(kind).itemsize * int(np.prod(n)) for kind, n in layout.values())
         self._rows_per_shard = max(1, shard_bytes // row_bytes)
@@ -131,6 +130,18 @@ class TransferSetWriter:
             self.close()
         else:
             self.abort()
+
+    def describe(self, *, method: str, details: Mapping[str, Any]) -> None:
+        """Say how the images were made, where that is known only when they have been added.
+
+        Args:
+            method: in a word.
+            details: further plain values for the manifest, such as settings.
+
+        Raises:
+            TransferSetError: a value that JSON does not know.
+        """
+        self._described |= {"method": method, "details": _plain(dict(details))}
 
     def add(
         self,

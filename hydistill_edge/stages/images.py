@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,19 @@ from hydistill_edge.stages.logits import network_features, network_logits
 from hydistill_edge.stages.work import Work, fingerprint
 
 if TYPE_CHECKING:
+    from hydistill_edge.images.real_images import RealImages
     from hydistill_edge.images.sources import LoadedImages, SourceSpec
     from hydistill_edge.images.transfer_set import TransferSetWriter
 
 
 MAX_REFERENCE = 256
 """Real images whose statistics may stand in for BatchNorm: more would change them little."""
+
+PIECE = 1024
+"""Images that are read at once."""
+
+KEPT_BYTES = 256 * 2**20
+"""Real images that take more than this together are read again where they are needed again."""
 
 CHECKPOINTS = "checkpoints"
 
@@ -80,45 +87,45 @@ def state(source: SourceSpec) -> Any:
     return [found, *(fingerprint(file) if file.exists() else None for file in told)]
 
 
-def reference_images(sources: Sequence[LoadedImages]) -> NDArray[np.uint8] | None:
+def reference_images(real: RealImages) -> NDArray[np.uint8] | None:
     """Return real images from all over the sources, shape (N, H, W, C), for the inversion.
 
     A teacher with BatchNorm does not need them. None where there are too few.
     """
-    filled = [
-        source.images for source in sources if source.spec.origin == "real" and len(source.images)
-    ]
-    ends = np.cumsum([len(images) for images in filled])
-    if not filled or ends[-1] < MIN_REFERENCE:
-        return None
-    rows = np.linspace(0, ends[-1] - 1, min(MAX_REFERENCE, ends[-1])).astype(np.int64)
-    chosen: NDArray[np.uint8] = np.concatenate(
-        [
-            images[rows[(rows >= end - len(images)) & (rows < end)] - (end - len(images))]
-            for images, end in zip(filled, ends, strict=True)
-        ]
+    return real.some(MAX_REFERENCE, least=MIN_REFERENCE)
+
+
+def pieces(work: Work, source: SourceSpec) -> Iterator[LoadedImages]:
+    """Yield one source's images, at the size that the device delivers, piece by piece."""
+    from hydistill_edge.images.sources import iterate_source
+
+    height, width, channels = work.recipe.image_size()
+    return iterate_source(
+        source,
+        batch=PIECE,
+        size=(height, width),
+        channels=channels,
+        adapt=work.recipe.images.adapt,
+        classes=work.recipe.class_names(),
     )
-    return chosen
 
 
 def _make(work: Work, out: Path) -> None:
+    from hydistill_edge.images.real_images import RealImages
     from hydistill_edge.images.transfer_set import TransferSetWriter
+    from hydistill_edge.stages import compensated
 
     clear(out, keep=CHECKPOINTS)
-    recipe, skipped, excluded = work.recipe, [], 0
+    recipe = work.recipe
     height, width, channels = recipe.image_size()
-    # Real ones first: what is wrong with them is told before the long work.
-    sources = [load(work, source) for source in recipe.images.real]
-    for source in sources:
-        skipped += [asdict(entry) for entry in source.skipped]
-        excluded += len(source.excluded)
+    real = RealImages(recipe.images.real, lambda spec: pieces(work, spec), kept_bytes=KEPT_BYTES)
     if recipe.images.pilot is not None:
-        sources, chosen = choose(work, sources, recipe.images.pilot)
+        chosen = choose(work, real, recipe.images.pilot)
         write_json(out / PILOT_FILE, {"schema_version": 1, **chosen})
     maker = recipe.images.synthetic.maker
     make = _train_gan if maker == "gan" else _invert
     (out / CHECKPOINTS).mkdir(exist_ok=True)
-    synthetic, made = make(work, sources, out / CHECKPOINTS)
+    distilled = compensated.compensate(work, real, out) if maker == "infer" else None
     # The writer makes its own temporary folder beside the set: inside ours, nothing is left over.
     folder = out / "set"
     with TransferSetWriter(
@@ -127,17 +134,16 @@ def _make(work: Work, out: Path) -> None:
         channels=channels,
         classes=recipe.class_names(),
         teacher_digest=work.teacher.digest,
-        method=f"real and {maker}" if sources and made else maker if made else "real",
         seeds={"recipe": recipe.seed},
-        details={
-            "inversion": made if maker == "inversion" else {},
-            **({"gan": made} if maker == "gan" else {}),
-            "skipped": skipped,
-            "excluded": excluded,
-        },
     ) as writer:
-        for spec, loaded in zip(recipe.images.real, sources, strict=True):
-            _add_real(work, writer, spec, loaded)
+        # Real ones first: what is wrong with them is told before the long work.
+        for piece in real:
+            _add_real(work, writer, piece)
+        if distilled is not None:
+            compensated.add_compensated(work, writer, distilled)
+            synthetic, made = _no_images(work), compensated.told(distilled)
+        else:
+            synthetic, made = make(work, real, out / CHECKPOINTS)
         if len(synthetic):
             word = "gan" if maker == "gan" else "inverted"
             writer.add(
@@ -148,6 +154,15 @@ def _make(work: Work, out: Path) -> None:
                 # A GAN may repeat what it was shown: its images ship where those may.
                 may_ship=maker != "gan" or all(spec.may_ship for spec in recipe.images.real),
             )
+        writer.describe(
+            method=f"real and {maker}" if real.specs and made else maker if made else "real",
+            details={
+                "inversion": made if maker == "inversion" else {},
+                **({maker: made} if maker != "inversion" else {}),
+                "skipped": [asdict(entry) for entry in real.skipped],
+                "excluded": real.excluded,
+            },
+        )
     for file in folder.iterdir():
         file.rename(out / file.name)
     folder.rmdir()
@@ -159,95 +174,74 @@ def earlier_set(run: str) -> Path:
     return Path(run) / "transfer"
 
 
-def choose(
-    work: Work, sources: Sequence[LoadedImages], section: Any
-) -> tuple[list[LoadedImages], dict[str, Any]]:
-    """Return the sources with the chosen images only, and why each was chosen.
+def choose(work: Work, real: RealImages, section: Any) -> dict[str, Any]:
+    """Leave the chosen images only, and return why each was chosen.
 
     Args:
         work: gives the teacher.
-        sources: all real images.
+        real: all real images; from now on, the chosen ones.
         section: the recipe's `images.pilot`.
     """
-    from hydistill_edge.images.pilot import Synthetic, choose_pilot
+    from hydistill_edge.images.packed_strings import PackedStrings
+    from hydistill_edge.images.pilot import Candidates, Synthetic, choose_among
     from hydistill_edge.images.transfer_set import TransferSet
 
-    images = np.concatenate([source.images for source in sources])
-    ids = [name for source in sources for name in source.ids]
-    features, synthetic = None, None
-    if section.after is not None:
+    strategic = section.after is not None
+    parts, names = [], []
+    for piece in real:
+        logits = network_logits(work.teacher, piece.images)
+        features = network_features(work.teacher, piece.images) if strategic else None
+        parts.append(Candidates.of(piece.images, logits, features))
+        names.append(PackedStrings.pack(piece.ids))
+    synthetic = None
+    if strategic:
         earlier = TransferSet.open(earlier_set(section.after))
         rows = np.flatnonzero(earlier.origins == "synthetic")
-        features = network_features(work.teacher, images)
         synthetic = Synthetic(
             logits=earlier.logits(rows),
             features=network_features(work.teacher, earlier.images(rows)),
             asked=earlier.pseudo_labels[rows],
         )
-    pilot = choose_pilot(
+    candidates = Candidates.join(parts)
+    pilot = choose_among(
         section.kind,
-        images,
-        network_logits(work.teacher, images),
+        candidates,
         count=section.count,
         seed=work.recipe.seed,
         threshold=section.threshold,
-        features=features,
         synthetic=synthetic,
         class_names=work.recipe.class_names(),
     )
-    chosen = np.zeros(len(images), np.bool_)
-    chosen[pilot.rows] = True
-    ends = np.cumsum([len(source) for source in sources])
-    kept = [
-        _subset(source, np.flatnonzero(chosen[end - len(source) : end]))
-        for source, end in zip(sources, ends, strict=True)
-    ]
-    told = pilot.to_dict(ids=ids, class_names=work.recipe.class_names())
-    return kept, {"candidates": len(images), **told}
+    real.choose(pilot.rows)
+    told = pilot.to_dict(ids=PackedStrings.join(names), class_names=work.recipe.class_names())
+    return {"candidates": len(candidates), **told}
 
 
-def _subset(source: LoadedImages, rows: NDArray[np.int64]) -> LoadedImages:
-    def some(column: list[str] | None) -> list[str] | None:
-        return None if column is None else [column[row] for row in rows.tolist()]
-
-    return replace(
-        source,
-        images=source.images[rows],
-        labels=None if source.labels is None else source.labels[rows],
-        ids=[source.ids[row] for row in rows.tolist()],
-        hashes=source.hashes[rows],
-        addresses=some(source.addresses),
-        licences=some(source.licences),
-    )
-
-
-def _add_real(
-    work: Work, writer: TransferSetWriter, spec: SourceSpec, loaded: LoadedImages
-) -> None:
+def _add_real(work: Work, writer: TransferSetWriter, piece: LoadedImages) -> None:
+    spec = piece.spec
     writer.add(
-        loaded.images,
-        network_logits(work.teacher, loaded.images),
+        piece.images,
+        network_logits(work.teacher, piece.images),
         origin=spec.origin,
-        ids=loaded.ids,
-        labels=loaded.labels,
-        licence=spec.licence if loaded.licences is None else loaded.licences,
+        ids=piece.ids,
+        labels=piece.labels,
+        licence=spec.licence if piece.licences is None else piece.licences,
         may_ship=spec.may_ship,
-        addresses=loaded.addresses,
+        addresses=piece.addresses,
     )
 
 
 def _train_gan(
-    work: Work, sources: Sequence[LoadedImages], checkpoints: Path
+    work: Work, real: RealImages, checkpoints: Path
 ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """Return images of a GAN trained on the real ones, shape (N, H, W, C), and how it went."""
     from hydistill_edge.synthesis.gan import sample_gan, train_gan
     from hydistill_edge.synthesis.gan_report import report_gan
 
     section = work.recipe.images.synthetic
-    height, width, channels = work.recipe.image_size()
     if section.count == 0:
-        return np.empty((0, height, width, channels), np.uint8), {}
-    collected = np.concatenate([source.images for source in sources])
+        return _no_images(work), {}
+    collected = real.images()
 
     def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
         work.report("images", section.count * done // total, section.count, metrics)
@@ -266,7 +260,7 @@ def _train_gan(
 
 
 def _invert(
-    work: Work, sources: Sequence[LoadedImages], _checkpoints: Path
+    work: Work, real: RealImages, _checkpoints: Path
 ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """Return synthetic images, shape (N, H, W, C), and how well the inversion went."""
     from hydistill_edge.images.resize import resize
@@ -275,7 +269,7 @@ def _invert(
     recipe, section = work.recipe, work.recipe.images.synthetic
     height, width, channels = recipe.image_size()
     if section.count == 0:
-        return np.empty((0, height, width, channels), np.uint8), {}
+        return _no_images(work), {}
 
     def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
         work.report("images", section.count * done // total, section.count, metrics)
@@ -285,7 +279,7 @@ def _invert(
         count=section.count,
         settings=section.inversion,
         channels=channels,
-        real=reference_images(sources),
+        real=reference_images(real),
         seed=recipe.seed,
         device=work.torch_device,
         progress=progress,
@@ -301,3 +295,7 @@ def _invert(
         "note": found.note,
         "history": found.history,
     }
+
+
+def _no_images(work: Work) -> NDArray[np.uint8]:
+    return np.empty((0, *work.recipe.image_size()), np.uint8)

@@ -198,3 +198,57 @@ def test_shard_is_refused_when_samples_make_no_sense(
     with_labels = any(name.endswith((".cls", ".json")) for name in members)
     with pytest.raises(ImageSourceError, match=message):
         load_source(SourceSpec("shards", tmp_path / "x.tar", use_labels=with_labels))
+
+
+def noted(tmp_path: Path, note: bytes) -> Path:
+    members = {"a.png": png(1), "a.json": note, "b.png": png(2)}
+    return write_tar(tmp_path / "web.tar", members)
+
+
+@pytest.mark.parametrize(
+    ("note", "expected"),
+    [
+        ({"address": "https://x.org/1", "licence": "CC0"}, ("https://x.org/1", "CC0")),
+        ({"url": "https://x.org/1", "license": "CC BY"}, ("https://x.org/1", "CC BY")),
+        ({"caption": "a dent", "url": None}, ("", "unknown")),
+        ([], ("", "unknown")),
+    ],
+    ids=["ours", "crawlers", "nothing", "no-object"],
+)
+def test_address_and_licence_come_from_the_json_beside_an_image(
+    tmp_path: Path, note: object, expected: tuple[str, str]
+) -> None:
+    shard = noted(tmp_path, json.dumps(note).encode())
+    loaded = load_source(SourceSpec("shards", shard, origin="web", licence="unknown"))
+    told = loaded.provenance(0)
+    assert (told.address, told.licence) == expected
+    assert (loaded.provenance(1).address, loaded.provenance(1).licence) == ("", "unknown")
+
+
+def test_provenance_table_stands_above_the_json_beside_an_image(tmp_path: Path) -> None:
+    shard = noted(tmp_path, b'{"url": "https://x.org/1", "license": "CC BY"}')
+    table = tmp_path / "table.csv"
+    table.write_text("id,address,licence\nweb/a,https://y.org/2,\n")
+    loaded = load_source(SourceSpec("shards", shard, provenance=table))
+    assert loaded.addresses == ["https://y.org/2", ""]
+    assert loaded.licences == ["CC BY", ""]
+
+
+def test_image_is_excluded_by_the_address_beside_it(tmp_path: Path) -> None:
+    barred = tmp_path / "barred.txt"
+    barred.write_text("https://x.org/1\n")
+    shard = noted(tmp_path, b'{"url": "https://x.org/1"}')
+    loaded = load_source(SourceSpec("shards", shard, exclude=barred))
+    assert (loaded.ids, loaded.excluded) == (["web:web/b"], ["web:web/a"])
+
+
+def test_image_counts_as_broken_when_its_json_cannot_be_read(tmp_path: Path) -> None:
+    shard = noted(tmp_path, b"{")
+    with pytest.raises(ImageSourceError, match="1 of 2 images cannot be read"):
+        load_source(SourceSpec("shards", shard))
+    loaded = load_source(SourceSpec("shards", shard, on_corrupt="skip"))
+    assert "where the image was found is not known" in loaded.skipped[0].reason
+
+
+def test_shards_without_json_have_no_addresses(pool: Path) -> None:
+    assert load_source(SourceSpec("shards", pool)).addresses is None
