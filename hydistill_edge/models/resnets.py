@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hydistill_edge.models.sizing import ConvClassifier, initialise, plan_strides, scaled
 
+Shortcut = Literal["conv", "pool"]
+"""What stands in a shortcut where shapes change: a 1x1 convolution with the block's stride; or max
+pooling by the stride and a 1x1 convolution, which sees all positions and not a quarter of them.
+
+Source: Zhong and Liu 2025, arXiv:2309.04195, for blocks whose branches are dropped."""
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut; the block's output is after the last ReLU.
 
+    Args:
+        channels_in: of the input.
+        channels: of both convolutions.
+        stride: of the first one.
+        shortcut: what stands there where shapes change.
+
     Source: He et al. 2015, arXiv:1512.03385; the shortcut is a 1x1 convolution where shapes change.
     """
 
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+    expansion = 1
+
+    def __init__(
+        self, channels_in: int, channels: int, stride: int, shortcut: Shortcut = "conv"
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -27,7 +44,7 @@ class BasicBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+                *_bring(channels_in, channels, stride, shortcut), nn.BatchNorm2d(channels)
             )
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -37,13 +54,63 @@ class BasicBlock(nn.Module):
         return output
 
 
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions around a shortcut; four times as many channels come out.
+
+    Args:
+        channels_in: of the input.
+        channels: of the first two convolutions.
+        stride: of the 3x3 one.
+        shortcut: what stands there where shapes change.
+
+    Source: He et al. 2015, arXiv:1512.03385, figure 5.
+    """
+
+    expansion = 4
+
+    def __init__(
+        self, channels_in: int, channels: int, stride: int, shortcut: Shortcut = "conv"
+    ) -> None:
+        super().__init__()
+        wide = channels * self.expansion
+        self.conv1 = nn.Conv2d(channels_in, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU()
+        self.conv3 = nn.Conv2d(channels, wide, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(wide)
+        self.relu3 = nn.ReLU()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != wide:
+            self.shortcut = nn.Sequential(
+                *_bring(channels_in, wide, stride, shortcut), nn.BatchNorm2d(wide)
+            )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the block's output (N, 4 channels, H / stride, W / stride)."""
+        hidden = self.relu1(self.bn1(self.conv1(inputs)))
+        hidden = self.relu2(self.bn2(self.conv2(hidden)))
+        output: Tensor = self.relu3(self.bn3(self.conv3(hidden)) + self.shortcut(inputs))
+        return output
+
+
 class PreActBlock(nn.Module):
     """Two 3x3 convolutions, each after norm and ReLU, around a shortcut.
+
+    Args:
+        channels_in: of the input.
+        channels: of both convolutions.
+        stride: of the first one.
+        shortcut: what stands there where shapes change.
 
     Source: He et al. 2016, arXiv:1603.05027, as used by Zagoruyko and Komodakis, arXiv:1605.07146.
     """
 
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+    def __init__(
+        self, channels_in: int, channels: int, stride: int, shortcut: Shortcut = "conv"
+    ) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(channels_in)
         self.relu1 = nn.ReLU()
@@ -53,7 +120,8 @@ class PreActBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.shortcut: nn.Module | None = None
         if stride != 1 or channels_in != channels:
-            self.shortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+            layers = _bring(channels_in, channels, stride, shortcut)
+            self.shortcut = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the block's output (N, channels, H / stride, W / stride)."""
@@ -91,6 +159,15 @@ class Pool(nn.Module):
         return F.max_pool2d(inputs, self.stride, self.stride, ceil_mode=True)
 
 
+def _bring(
+    channels_in: int, channels: int, stride: int, shortcut: Shortcut
+) -> tuple[nn.Module, ...]:
+    """Return the layers that bring a block's input to the shape of its output, without a norm."""
+    if shortcut == "pool" and stride > 1:
+        return Pool(stride), nn.Conv2d(channels_in, channels, 1, bias=False)
+    return (nn.Conv2d(channels_in, channels, 1, stride, bias=False),)
+
+
 def conv_bn_relu(channels_in: int, channels: int, stride: int = 1) -> nn.Sequential:
     """Return a 3x3 convolution with batch norm and ReLU."""
     return nn.Sequential(
@@ -108,8 +185,10 @@ def build_resnet(
     channels: int,
     size: tuple[int, int],
     width: float,
+    shortcut: Shortcut = "conv",
+    block: type[BasicBlock | Bottleneck] = BasicBlock,
 ) -> nn.Module:
-    """Return a ResNet of basic blocks behind a 3x3 stem; channels double per stage.
+    """Return a ResNet behind a 3x3 stem; channels double per stage.
 
     Args:
         blocks: number of blocks per stage.
@@ -118,6 +197,8 @@ def build_resnet(
         channels: of the input.
         size: height and width of the input in pixels.
         width: multiplier of the channels.
+        shortcut: what stands in the shortcuts where shapes change.
+        block: what the stages are made of.
     """
     # Steps: stem, pooling behind it, then the stages; the first two grow with the input.
     strides = plan_strides(size, [1, 1, 1, *[2] * (len(blocks) - 1)], optional=2)
@@ -127,10 +208,11 @@ def build_resnet(
         stages["pool"] = Pool(strides[1])
     for index, count in enumerate(blocks):
         inside = scaled(base * 2**index, width)
-        stage = [BasicBlock(planes, inside, strides[2 + index])]
-        stage += [BasicBlock(inside, inside, 1) for _ in range(count - 1)]
+        outside = inside * block.expansion
+        stage: list[nn.Module] = [block(planes, inside, strides[2 + index], shortcut)]
+        stage += [block(outside, inside, 1) for _ in range(count - 1)]
         stages[f"stage{index + 1}"] = nn.Sequential(*stage)
-        planes = inside
+        planes = outside
     network = ConvClassifier(stages, channels=planes, classes=classes)
     initialise(network)
     return network
@@ -144,6 +226,7 @@ def build_wide_resnet(
     channels: int,
     size: tuple[int, int],
     width: float,
+    shortcut: Shortcut = "conv",
 ) -> nn.Module:
     """Return a wide ResNet: three stages of pre-activation blocks behind a 3x3 stem.
 
@@ -154,6 +237,7 @@ def build_wide_resnet(
         channels: of the input.
         size: height and width of the input in pixels.
         width: multiplier of the channels on top.
+        shortcut: what stands in the shortcuts where shapes change.
     """
     strides = plan_strides(size, [1, 1, 1, 2, 2], optional=2)
     planes = scaled(16, width)
@@ -163,7 +247,7 @@ def build_wide_resnet(
         stages["pool"] = Pool(strides[1])
     for index in range(3):
         inside = scaled(16 * 2**index * widen, width)
-        stage = [PreActBlock(planes, inside, strides[2 + index])]
+        stage = [PreActBlock(planes, inside, strides[2 + index], shortcut)]
         stage += [PreActBlock(inside, inside, 1) for _ in range((depth - 4) // 6 - 1)]
         stages[f"stage{index + 1}"] = nn.Sequential(*stage)
         planes = inside

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from functools import partial
+from typing import get_args
 
 from torch import nn
 
@@ -15,8 +16,14 @@ from hydistill_edge.models.mobile_nets import (
     build_mobilenet_v3_small,
     build_shufflenet_v2,
 )
-from hydistill_edge.models.plain_nets import ConvNet, build_vgg
-from hydistill_edge.models.resnets import build_resnet, build_resnet9, build_wide_resnet
+from hydistill_edge.models.plain_nets import CONVNET_BN_CHANNELS, AlexNet, ConvNet, build_vgg
+from hydistill_edge.models.resnets import (
+    Bottleneck,
+    Shortcut,
+    build_resnet,
+    build_resnet9,
+    build_wide_resnet,
+)
 
 MIN_SIDE_PX = 8
 
@@ -31,6 +38,7 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
     # ResNets of four stages, 64 to 512 channels, with a 3x3 stem.
     "resnet18": partial(build_resnet, (2, 2, 2, 2), 64),
     "resnet34": partial(build_resnet, (3, 4, 6, 3), 64),
+    "resnet50": partial(build_resnet, (3, 4, 6, 3), 64, block=Bottleneck),
     "resnet9": build_resnet9,
     "wrn16_2": partial(build_wide_resnet, 16, 2),
     "wrn28_2": partial(build_wide_resnet, 28, 2),
@@ -39,7 +47,9 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
     "vgg8_bn": partial(build_vgg, VGG8, norm=True),
     "vgg11": partial(build_vgg, VGG11, norm=False),
     "vgg11_bn": partial(build_vgg, VGG11, norm=True),
+    "alexnet": AlexNet,
     "convnet3": ConvNet,
+    "convnet3_bn": partial(ConvNet, CONVNET_BN_CHANNELS, batch_norm=True),
     "mobilenet_v2": build_mobilenet_v2,
     "mobilenet_v3_small": build_mobilenet_v3_small,
     "efficientnet_b0": build_efficientnet_b0,
@@ -47,9 +57,21 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
 }
 """Factories; each takes `classes`, `channels`, `size` and `width` by keyword."""
 
+HAVE_SHORTCUTS = (
+    *("resnet8", "resnet20", "resnet56", "resnet18", "resnet34", "resnet50"),
+    *("wrn16_2", "wrn28_2", "wrn40_2"),
+)
+"""Networks with shortcuts where shapes change; these also take `shortcut`."""
+
 
 def create_network(
-    name: str, *, classes: int, channels: int, size: tuple[int, int], width: float = 1.0
+    name: str,
+    *,
+    classes: int,
+    channels: int,
+    size: tuple[int, int],
+    width: float = 1.0,
+    shortcut: Shortcut = "conv",
 ) -> nn.Module:
     """Return a network of the zoo with fresh weights, in training mode.
 
@@ -61,6 +83,8 @@ def create_network(
         channels: of the input, 1 or 3 in practice.
         size: height and width of the input in pixels, each at least 8.
         width: multiplier of the channels, above 0 and at most 8.
+        shortcut: `conv`, or `pool` for a network of `HAVE_SHORTCUTS`: its shortcuts pool where the
+            map shrinks.
 
     Raises:
         UsageError: an unknown name (the message has the closest and all known), or a value out
@@ -79,6 +103,13 @@ def create_network(
         problems.append(f"size {size}: expected height and width of at least {MIN_SIDE_PX} px")
     if not 0.0 < width <= 8.0:
         problems.append(f"width {width}: expected a multiplier above 0 and at most 8")
+    if shortcut not in get_args(Shortcut):
+        problems.append(f'shortcut "{shortcut}": expected "conv" or "pool"')
+    elif shortcut == "pool" and name not in HAVE_SHORTCUTS:
+        problems.append(f"shortcut pool: expected one of {', '.join(HAVE_SHORTCUTS)}")
     if problems:
         raise UsageError(f'network "{name}": ' + "; ".join(problems))
-    return ZOO[name](classes=classes, channels=channels, size=(size[0], size[1]), width=width)
+    more = {"shortcut": shortcut} if shortcut != "conv" else {}
+    return ZOO[name](
+        classes=classes, channels=channels, size=(size[0], size[1]), width=width, **more
+    )
