@@ -171,6 +171,21 @@ class CompensatedSet:
         return len(self._tensors["base"])
 
     @property
+    def base_slots(self) -> Places:
+        """The slot of each natural image, shape (B,)."""
+        return self._tensors["base_slots"].astype(np.int64)
+
+    @property
+    def compensator_slots(self) -> Places:
+        """The slot whose natural images each compensator is added to, shape (K,)."""
+        return self._tensors["compensator_slots"].astype(np.int64)
+
+    @property
+    def compensator_networks(self) -> Places:
+        """Place of the network that each compensator was optimized on, shape (K,)."""
+        return self._tensors["compensator_networks"].astype(np.int64)
+
+    @property
     def has_labels(self) -> bool:
         """Whether one soft label per image is stored."""
         return "logits" in self._tensors

@@ -42,6 +42,11 @@ def test_images_are_the_natural_ones_and_then_each_compensator_on_its_slot() -> 
     assert found.bases.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
     assert found.compensators.tolist() == [-1, -1, -1, -1, 0, 0, 1, 1]
     assert found.classes.tolist() == [0, 1, 0, 1, 0, 1, 0, 1]
+    assert found.base_slots.tolist() == [0, 0, 1, 1]
+    assert (found.compensator_slots.tolist(), found.compensator_networks.tolist()) == (
+        [0, 1],
+        [0, 0],
+    )
 
 
 @pytest.mark.parametrize("storage", ["int8", "float16"])
