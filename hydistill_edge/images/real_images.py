@@ -71,11 +71,13 @@ class RealImages:
         """Keep some of the images from now on.
 
         Args:
-            rows: shape (n,) places among all images, in any order; theirs is kept.
+            rows: shape (n,) places among all images, or, after another choice and a pass, among
+                those that it left; in any order, theirs is kept.
         """
         assert self._total is not None, "there has to be a pass before a choice"
+        places = rows if self._chosen is None else np.flatnonzero(self._chosen)[rows]
         self._chosen = np.zeros(self._total, np.bool_)
-        self._chosen[rows] = True
+        self._chosen[places] = True
 
     def __len__(self) -> int:
         """How many there are; read once if that is not known yet."""

@@ -96,6 +96,16 @@ def test_chosen_images_keep_the_order_of_the_sources(kept_bytes: int) -> None:
     assert files.reads // len(SPECS) == {0: 3, 2 * PIECE_BYTES: 2, 2**20: 1}[kept_bytes]
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 2**20], ids=["none", "all"])
+def test_second_choice_is_among_the_images_that_the_first_one_left(kept_bytes: int) -> None:
+    real = RealImages(SPECS, Files().read, kept_bytes=kept_bytes)
+    values(real)
+    real.choose(np.array([39, 0, 20, 7]))
+    values(real)
+    real.choose(np.array([3, 1]))
+    assert values(real) == [7, 119]
+
+
 def test_some_are_evenly_spaced_among_real_ones() -> None:
     real = RealImages(SPECS, Files().read, kept_bytes=0)
     found = real.some(5, least=2)
