@@ -12,6 +12,7 @@ HydistillError                      exit code 4: a fault of ours, unless a subcl
 │   ├── GraphError                  an ONNX graph that breaks the export contract
 │   ├── ProfileError                a device profile that is unknown or impossible
 │   ├── BundleError                 a bundle that is hostile, altered or incomplete
+│   ├── SignatureError              a signature that is missing, not trusted or wrong
 │   └── RunDirectoryError           a run directory that is busy or not one of ours
 └── MissingError                    exit code 3: something is missing here
     ├── MissingFileError            a file or folder that does not exist
@@ -87,6 +88,10 @@ class ProfileError(InputError):
 
 class BundleError(InputError):
     """A bundle that is hostile, altered or incomplete."""
+
+
+class SignatureError(InputError):
+    """A signature that is missing, not trusted or wrong."""
 
 
 class RunDirectoryError(InputError):

@@ -54,11 +54,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *(f"bundle.{name}" for name in ("manifest", "pack", "golden", "reject")),
         "images.resize",  # one resize for host and device
     ),
-    # The modules beside the rooms put them together. The first six know no room but each other.
+    # The modules beside the rooms put them together. The first seven know no room but each other.
     "recipes": ("run_directory",),  # YAML files, and how to copy one
     "yaml_lines": (),
     "run_directory": ("memory",),
     "memory": (),
+    "ed25519": (),
     "metrics": (),
     "recipe": ("yaml_lines", "models.zoo", "targets.base", "targets.profiles"),
     "stages": ("recipe", "run_directory", "metrics", *HOST_SIDE),
@@ -68,10 +69,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evaluation": ("recipe", "run_directory", "build", "stages", "metrics", "device", *HOST_SIDE),
     "profiling": ("recipe", "run_directory", "build", "stages", "bundle", "device", "targets"),
     "review": ("run_directory", "images", "report"),
+    "key_sharing": ("ed25519", "run_directory", "methods"),
     "demo": ("recipe", "run_directory", "build", "stages.work", *TRAINING_SIDE),
     "cli": (
         *("build", "ship", "device", "tuning", "recipe", "recipes"),
         *("demo", "inspection", "evaluation", "profiling", "review"),
+        "key_sharing",
         "stages.summary",  # the verdict of verify and profile is that of a build
         "bundle.pack",  # bundle inspect, verify, unpack
         *("targets.adapters", "targets.profiles", "targets.gates"),  # doctor, devices, verdicts

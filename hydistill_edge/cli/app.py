@@ -18,6 +18,7 @@ from hydistill_edge.cli import (
     evaluate,
     init,
     inspect,
+    keys,
     profile,
     recipe,
     review,
@@ -49,6 +50,7 @@ app.command()(evaluate.evaluate)
 app.command()(verify.verify)
 app.command()(profile.profile)
 app.command()(review.review)
+app.add_typer(keys.app, name="keys")
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(devices.app, name="devices")
 app.command()(doctor.doctor)

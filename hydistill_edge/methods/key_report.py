@@ -189,7 +189,7 @@ def read_keys(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UsageError(f"{path}: not JSON ({error}); copy the file again") from error
-    _check_document(found, str(path))
+    check_keys(found, str(path))
     return dict(found)
 
 
@@ -211,7 +211,7 @@ def pool_keys(documents: Sequence[Mapping[str, Any]], *, factor: float = 1.0) ->
     if not documents:
         raise UsageError("no site's keys to pool; expected at least one keys.json")
     for number, document in enumerate(documents):
-        _check_document(document, f"site {number + 1}")
+        check_keys(document, f"site {number + 1}")
         _check_alike(document, documents[0], number + 1)
     names = [row["layer"] for row in documents[0]["layers"]]
     table = np.array([[row["influence"] for row in site["layers"]] for site in documents], float)
@@ -292,7 +292,16 @@ def _group(measured: Measured, mask: NDArray[np.bool_], factor: float) -> dict[s
     return {"images": int(mask.sum()), "influences": scores, "chosen": list(kept)}
 
 
-def _check_document(document: Any, where: str) -> None:
+def check_keys(document: Any, where: str) -> None:
+    """Refuse what holds no influences that can be compared.
+
+    Args:
+        document: what was read as `keys.json`.
+        where: what errors call it.
+
+    Raises:
+        UsageError: another schema, or no influence for each layer.
+    """
     version = document.get("schema_version") if isinstance(document, Mapping) else None
     if version != SCHEMA_VERSION:
         raise UsageError(

@@ -28,7 +28,7 @@ COMMANDS = list(command_lines(app))
 def test_commands_are_these() -> None:
     assert {words[0] for words in COMMANDS} >= {
         *("demo", "init", "inspect", "build", "evaluate", "verify", "profile", "review"),
-        *("bundle", "devices", "doctor", "recipe"),
+        *("bundle", "devices", "doctor", "keys", "recipe"),
     }
 
 
