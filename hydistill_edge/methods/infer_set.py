@@ -62,6 +62,7 @@ def make_set(
     folder: Path,
     workdir: Path,
     ids: Sequence[str] | None = None,
+    others: Sequence[Squeezed] | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
@@ -78,6 +79,8 @@ def make_set(
         workdir: where checkpoints lie. Called again after a kill, with the same arguments, it goes
             on.
         ids: source id of each image, for the manifest.
+        others: networks that are there already, in the order of `settings.networks`; None trains
+            them.
         seed: of everything that is drawn.
         device: where to compute.
         progress: called with (work done, work in all, the last metrics).
@@ -107,15 +110,17 @@ def make_set(
     )
     natural = draw()  # too few images are told before hours of training
     parts = 1 + bool(settings.networks)  # training the networks counts as much as their use
-    squeezed = squeeze(
-        teacher,
-        images,
-        settings,
-        workdir=workdir,
-        seed=seed,
-        device=device,
-        progress=portion(progress, 0, parts),
-    )
+    squeezed = others
+    if squeezed is None:
+        squeezed = squeeze(
+            teacher,
+            images,
+            settings,
+            workdir=workdir,
+            seed=seed,
+            device=device,
+            progress=portion(progress, 0, parts),
+        )
     networks: list[Classifier] = [teacher] if settings.teacher else []
     ensemble = Ensemble(
         [*networks, *(one.network for one in squeezed)], average=settings.average

@@ -36,14 +36,14 @@ class Squeezed:
     Attributes:
         name: place and architecture, such as "1-resnet20".
         network: in eval mode.
-        agreement: with the teacher, on images held out.
-        steps: of its training.
+        agreement: with the teacher, on images held out; None where it was not measured.
+        steps: of its training; None for a network that was there already.
     """
 
     name: str
     network: Student
-    agreement: float
-    steps: int
+    agreement: float | None = None
+    steps: int | None = None
 
 
 def squeeze(
