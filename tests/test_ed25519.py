@@ -12,6 +12,7 @@ from hydistill_edge import ed25519
 from hydistill_edge.errors import MissingFileError, SignatureError
 
 OPENSSL = shutil.which("openssl")
+ORDER = 2**252 + 27742317777372353535851937790883648493  # of the group
 VECTORS = {  # RFC 8032, section 7.1: secret key, public key, message, signature
     "empty": (
         "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
@@ -56,7 +57,7 @@ def test_signature_is_refused_when_one_bit_differs(place: int) -> None:
 
 def test_signature_is_refused_when_its_scalar_is_not_the_smallest() -> None:
     _, public, message, signature = (bytes.fromhex(text) for text in VECTORS["two-bytes"])
-    larger = int.from_bytes(signature[32:], "little") + ed25519._ORDER
+    larger = int.from_bytes(signature[32:], "little") + ORDER
     second = signature[:32] + larger.to_bytes(32, "little")
     assert not ed25519.verify(public, message, second)
 
