@@ -106,6 +106,7 @@ def _method_figures(method: Method) -> dict[str, Markup]:
         "influences": method.keys and method_figures.influences(method.keys),
         "key_history": method.keys and method_figures.key_history(method.keys),
         "attention": method.keys and method_figures.attention(method.keys),
+        "class_map": method.compensated and method_figures.class_map(method.compensated),
     }
     return {name: Markup(svg or "") for name, svg in drawn.items()}
 

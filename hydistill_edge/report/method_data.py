@@ -222,6 +222,48 @@ class Collected:
 
 
 @dataclass(frozen=True)
+class ClassMap:
+    """Images of a few classes on a plane; `points` are (x, y, place of the class, kind)."""
+
+    classes: tuple[str, ...]
+    points: tuple[tuple[float, float, int, str], ...]
+
+
+@dataclass(frozen=True)
+class Compensated:
+    """infer.json, and the part of the transfer set's manifest on the set it tells of.
+
+    Attributes:
+        images: natural and compensated ones, by kind.
+        bytes: of natural images, compensators, labels and all of them.
+        networks: (name, agreement with the teacher).
+        kinds: (kind, share named as intended, BatchNorm distance, density, coverage).
+        nearest: what the leak check measured, by name.
+        boundary: share of the held-out images near a boundary, of student and teacher.
+        pairs: (class, class, images, probability left to the other, share confused).
+        note: on the scale of the networks' logits.
+    """
+
+    labels: str
+    images: Mapping[str, float | None]
+    bytes: Mapping[str, float | None]
+    ipc: float | None
+    natural_per_class: float | None
+    networks: tuple[tuple[str, float | None], ...]
+    kinds: tuple[
+        tuple[str, float | None, float | None, float | None, float | None],
+        ...,
+    ]
+    nearest: Mapping[str, float | None]
+    boundary: Mapping[str, float | None]
+    margin: float | None
+    pairs: tuple[tuple[str, str, float | None, float | None, float | None], ...]
+    map: ClassMap | None
+    note: str
+    privacy: str
+
+
+@dataclass(frozen=True)
 class Method:
     """All that a run's method left to tell; None where it left nothing of the kind."""
 
@@ -232,6 +274,7 @@ class Method:
     gan: Gan | None = None
     pilot: Pilot | None = None
     collected: Collected | None = None
+    compensated: Compensated | None = None
 
     @property
     def tells(self) -> bool:
@@ -240,6 +283,6 @@ class Method:
             part is not None
             for part in (
                 *(self.deployment, self.comparison, self.selection, self.keys),
-                *(self.gan, self.pilot, self.collected),
+                *(self.gan, self.pilot, self.collected, self.compensated),
             )
         )

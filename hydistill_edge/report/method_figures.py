@@ -21,7 +21,7 @@ from hydistill_edge.report.drawing import (
     label,
     style_axes,
 )
-from hydistill_edge.report.method_data import Gan, Keys, SelectionAudit
+from hydistill_edge.report.method_data import Compensated, Gan, Keys, SelectionAudit
 from hydistill_edge.report.wording import percent, significant
 
 FLAG_BELOW = 0.6
@@ -227,6 +227,39 @@ def key_history(keys: Keys) -> str:
 
     size = (6.4, 0.75 + 0.24 * len(keys.layers))
     return draw("key-history", "Epochs in which each layer was kept", size, paint)
+
+
+def class_map(compensated: Compensated) -> str:
+    """Draw the images of a few classes on a plane, natural ones apart from compensated ones."""
+    found = compensated.map
+    if found is None or len(found.classes) > len(SERIES):
+        return ""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for place, name in enumerate(found.classes):
+            for kind, marker, size in (("compensated", "x", 14), ("natural", "o", 22)):
+                points = [p[:2] for p in found.points if p[2:] == (place, kind)]
+                if points:
+                    axes.scatter(
+                        [x for x, _ in points],
+                        [y for _, y in points],
+                        s=size,
+                        marker=marker,
+                        color=SERIES[place],
+                        linewidths=0.8,
+                        label=label(name) if kind == "natural" else None,
+                    )
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_aspect("equal")
+        axes.grid(visible=False)
+        for spine in axes.spines.values():
+            spine.set(visible=True, color=GRID)
+        figure.legend(loc="outside right upper", title="circles: natural, crosses: compensated")
+
+    description = "Map of natural and compensated images by the teacher's features"
+    return draw("class-map", description, (7.4, 4.6), paint)
 
 
 def _stretches(kept: Sequence[bool]) -> list[tuple[int, int]]:

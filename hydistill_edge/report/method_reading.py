@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from hydistill_edge.report.method_data import (
+    ClassMap,
     Collected,
     ComparedRow,
     Comparison,
+    Compensated,
     Deployment,
     Epoch,
     Form,
@@ -53,11 +55,12 @@ def read_method(
     selection: Json,
     keys: Json,
     hidfd: Json,
+    infer: Json,
     pilot: Json,
     manifest: Json,
 ) -> Method:
     """Return what a method left to tell; an empty object stands for a file that is not there."""
-    gan = mapping(mapping(manifest, "details"), "gan")
+    gan, distilled = (mapping(mapping(manifest, "details"), key) for key in ("gan", "infer"))
     return Method(
         deployment=_deployment(deployment) if deployment else None,
         comparison=_comparison(comparison) if comparison else None,
@@ -66,6 +69,7 @@ def read_method(
         gan=_gan(gan) if gan else None,
         pilot=_pilot(pilot) if pilot else None,
         collected=_collected(hidfd) if hidfd else None,
+        compensated=_compensated(infer, distilled) if infer or distilled else None,
     )
 
 
@@ -336,6 +340,67 @@ def _collected(source: Json) -> Collected:
         used_images=number(saved, "collected"),
         usual_images=number(saved, "usual"),
         reduction=number(saved, "share"),
+    )
+
+
+def _compensated(told: Json, made: Json) -> Compensated:
+    budget, boundary = mapping(made, "budget"), mapping(told, "boundary")
+    realism, coverage = mapping(made, "realism"), mapping(made, "coverage")
+    images = plain_numbers(mapping(told, "images"))
+    if not images and made:
+        images = {"natural": number(made, "natural")}
+    return Compensated(
+        labels=text(told, "labels") or text(made, "labels"),
+        images=images,
+        bytes=plain_numbers(mapping(made, "bytes")),
+        ipc=number(budget, "ipc"),
+        natural_per_class=number(budget, "natural"),
+        networks=tuple(
+            (text(row, "name"), number(row, "agreement")) for row in objects(made, "networks")
+        ),
+        kinds=tuple(
+            (
+                kind,
+                number(mapping(realism, kind), "named_as_intended"),
+                number(mapping(realism, kind), "bn_distance"),
+                number(mapping(coverage, kind), "density"),
+                number(mapping(coverage, kind), "coverage"),
+            )
+            for kind in ("natural", "compensated")
+            if mapping(realism, kind)
+        ),
+        nearest=plain_numbers(mapping(made, "nearest_real")),
+        boundary={
+            side: number(mapping(boundary, side), "share") for side in ("student", "teacher")
+        },
+        margin=number(boundary, "margin"),
+        pairs=tuple(
+            (
+                str(names[0]),
+                str(names[1]),
+                number(row, "images"),
+                number(row, "nearness"),
+                number(row, "confused"),
+            )
+            for row in objects(told, "closest_pairs")
+            if len(names := items(row, "classes")) == 2
+        ),
+        map=_class_map(mapping(told, "map")),
+        note=text(made, "logit_note"),
+        privacy=text(made, "privacy"),
+    )
+
+
+def _class_map(source: Json) -> ClassMap | None:
+    classes, kinds = _texts(source, "classes"), _texts(source, "kind")
+    columns = [numbers(source, key) for key in ("x", "y", "class")]
+    if len({len(kinds), *map(len, columns)}) != 1 or not kinds:
+        return None
+    if not all(0 <= place < len(classes) for place in columns[2]):
+        return None
+    return ClassMap(
+        classes,
+        tuple((x, y, int(place), kind) for x, y, place, kind in zip(*columns, kinds, strict=True)),
     )
 
 

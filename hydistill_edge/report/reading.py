@@ -111,7 +111,7 @@ def read_run(path: Path) -> Run:
         method=read_method(
             **{
                 name: folder.object("student", f"{name}.json")
-                for name in ("deployment", "comparison", "selection", "keys", "hidfd")
+                for name in ("deployment", "comparison", "selection", "keys", "hidfd", "infer")
             },
             pilot=folder.object("transfer", "pilot.json"),
             manifest=manifest,

@@ -90,6 +90,16 @@ def documents(classes: tuple[str, ...] = ("dent", "good")) -> dict[str, Any]:
                             for c in classes],
             },
         },
+        "student/infer.json": {
+            "labels": "static", "images": {"natural": 20, "compensated": 40, "trained_on": 54},
+            "boundary": {"margin": 0.1, "student": {"share": 0.125, "images": 6},
+                         "teacher": {"share": 0.25, "images": 6}},
+            "closest_pairs": [
+                {"classes": list(classes), "images": 6, "nearness": 0.2, "confused": 0.5}
+            ],
+            "map": {"classes": list(classes), "x": [0.0, 1.0, 3.0], "y": [0.5, 2.0, 1.0],
+                    "class": [0, 1, 1], "kind": ["natural", "compensated", "natural"]},
+        },
         "transfer/pilot.json": {
             "kind": "strategic", "candidates": 900, "count": 100, "near_duplicates": 3,
             "notes": ["good: 40 of 50 wanted images, no more pass"],
@@ -118,12 +128,24 @@ GAN = {
 }  # fmt: skip
 
 
+INFER = {
+    "labels": "static", "natural": 20, "privacy": "this set contains real images",
+    "budget": {"ipc": 10, "natural": 9}, "logit_note": "one network decides",
+    "bytes": {"natural": 20_480, "compensators": 4096, "labels": 512, "total": 25_088},
+    "networks": [{"name": "teacher", "agreement": 1.0}, {"name": "1-vgg", "agreement": None}],
+    "realism": {"natural": {"named_as_intended": 0.98, "bn_distance": 0.1},
+                "compensated": {"named_as_intended": 0.75, "bn_distance": 0.2}},
+    "coverage": {"natural": {"density": 1.1, "coverage": 0.9}, "compensated": None},
+    "nearest_real": {"distance_min": 4.5, "distance_median": 9.0, "near_copies": 2},
+}  # fmt: skip
+
+
 def add(folder: Path, found: dict[str, Any], gan: dict[str, Any] | None = None) -> Path:
     for name, value in found.items():
         (folder / name).write_text(json.dumps(value), encoding="utf-8")
     if gan is not None:
         manifest = json.loads((folder / "transfer/manifest.json").read_text())
-        manifest["details"] = {"gan": gan}
+        manifest["details"] = {"infer" if gan is INFER else "gan": gan}
         (folder / "transfer/manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder
 
@@ -155,6 +177,7 @@ def test_page_has_no_section_of_the_method_when_it_left_nothing(shared_run: Path
         ("student/selection.json", ("540 of 1\N{NARROW NO-BREAK SPACE}000", "(epoch 1)", "shop")),
         ("student/hidfd.json", ("1/120 of 600", "each repeated 10 times")),
         ("student/keys.json", ("8.32", "12.3", "stage2 is above the threshold for dent alone")),
+        ("student/infer.json", ("student 12.5", "20 natural, 40 compensated", "dent, good")),
         ("transfer/pilot.json", ("100 of 900 candidates", "far away", "the first 50")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -177,6 +200,24 @@ def test_page_tells_flagged_classes_and_near_copies_of_the_gan(make_run: RunMake
 
 
 @pytest.mark.usefixtures("no_drawing")
+def test_page_tells_bytes_realism_and_privacy_of_a_compensated_set(make_run: RunMaker) -> None:
+    html = render(read_run(add(make_run(), {}, INFER)))
+    section = html[html.index('id="method"') : html.index('id="calibration"')]
+    for words in ("10 images per class, of which 9 natural", "75.0", "4.5", "one network decides"):
+        assert words in section, words
+    assert "this set contains real images." in section
+
+
+def test_map_is_left_out_when_its_columns_do_not_fit(make_run: RunMaker) -> None:
+    broken = documents()["student/infer.json"]
+    broken["map"]["x"] = [0.0]
+    found = read_run(add(make_run(), {"student/infer.json": broken})).method.compensated
+    assert found is not None
+    assert found.map is None
+    assert method_figures.class_map(found) == ""
+
+
+@pytest.mark.usefixtures("no_drawing")
 def test_names_in_the_documents_are_escaped(make_run: RunMaker) -> None:
     text = json.dumps(documents((HOSTILE, "good"))).replace("stage2", HOSTILE)
     html = render(read_run(add(make_run(), json.loads(text))))
@@ -189,6 +230,7 @@ DRAWN: dict[str, Callable[[Any], str]] = {
     "coverage": lambda m: method_figures.class_coverage(m.gan),
     "influences": lambda m: method_figures.influences(m.keys),
     "attention": lambda m: method_figures.attention(m.keys),
+    "class-map": lambda m: method_figures.class_map(m.compensated),
     "key-history": lambda m: method_figures.key_history(m.keys),
 }
 
