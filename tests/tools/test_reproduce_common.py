@@ -10,6 +10,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from hydistill_edge.errors import MissingFileError, UsageError
 
@@ -110,14 +111,20 @@ def test_training_is_timed_behind_its_first_report_when_it_is_probed(
 
     phase = common.time_training("a", start, steps=20, batch=4, planned_steps=100)
     assert (phase.steps, phase.seconds) == (20, 10)
-    assert phase.projected_s == 50
+    assert phase.projected_s(torch.device("cuda")) == 50
 
 
-def test_projection_multiplies_each_phase_by_its_planned_steps(common: ModuleType) -> None:
+@pytest.mark.parametrize(
+    ("device", "total"), [pytest.param("cuda", 20 + 2, id="wall"), pytest.param("cpu", 15 + 2)]
+)
+def test_projection_multiplies_each_phase_by_its_planned_steps(
+    common: ModuleType, monkeypatch: pytest.MonkeyPatch, device: str, total: int
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     phases = [common.Phase("a", 10, 2.0, 1.5, 64, 100), common.Phase("b", 4, 1.0, 1.0, 8, 8)]
-    found = common.projection(phases)
+    found = common.projection(phases, torch.device(device))
     assert found["projection"] is True
-    assert found["projected_total_s"] == 20 + 2
+    assert found["projected_total_s"] == total
     assert [phase["steps_per_s"] for phase in found["phases"]] == [5.0, 4.0]
 
 

@@ -73,6 +73,15 @@ def test_rtk_gives_every_arm_when_there_are_several_seeds(call: Call) -> None:
         assert arm["std"] is not None
 
 
+def test_infer_gives_a_student_for_each_kind_of_labels(call: Call) -> None:
+    found = call("infer_cifar100")
+    assert set(found["students"]) == {"static", "dynamic"}
+    assert [network["architecture"] for network in found["networks"]] == ["resnet8", "vgg8_bn"]
+    assert found["set"]["budget"]["natural"] == 2
+    for student in found["students"].values():
+        assert 0 <= student["test_accuracy"] <= 1
+
+
 @pytest.mark.parametrize(
     ("script", "phases"),
     [
@@ -81,6 +90,15 @@ def test_rtk_gives_every_arm_when_there_are_several_seeds(call: Call) -> None:
             "rtk_cifar100",
             ["teacher", "student, kd", "student, afd", "student, rtk"],
             id="rtk",
+        ),
+        pytest.param(
+            "infer_cifar100",
+            [
+                *("network, resnet8", "network, vgg8_bn"),
+                *("compensators, resnet8", "compensators, vgg8_bn"),
+                *("student, static labels", "student, dynamic labels"),
+            ],
+            id="infer",
         ),
     ],
 )
@@ -94,7 +112,9 @@ def test_probe_projects_every_phase_when_asked_for_steps(
 
 
 def test_probe_of_kd3_counts_the_selection_when_asked_for_steps(call: Call, data: Path) -> None:
-    found = call("kd3_cifar10", "--pool", str(data / "pool.npz"), "--probe", "2")
+    pool = ["--pool", str(data / "pool.npz")]
+    found = call("kd3_cifar10", *pool, "--probe", "2", "--probe-batch", "4")
+    assert [phase["batch"] for phase in found["phases"]] == [8, 4, 4]
     names = [phase["phase"] for phase in found["phases"]]
     assert [name.split(",")[0] for name in names] == ["teacher", "selection", "student"]
     assert found["projected_total_s"] >= 0

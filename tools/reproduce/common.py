@@ -363,12 +363,17 @@ class Phase:
     batch: int
     planned_steps: int
 
-    @property
-    def projected_s(self) -> float:
-        """Seconds that the whole phase would take at this rate."""
-        return self.planned_steps * self.seconds / self.steps
+    def projected_s(self, device: torch.device) -> float:
+        """Return the seconds that the whole phase would take on a machine with no other work.
 
-    def to_dict(self) -> dict[str, Any]:
+        A CPU's own time counts, shared by its threads; a GPU is taken to be ours alone.
+        """
+        seconds = self.seconds
+        if device.type == "cpu":
+            seconds = self.cpu_seconds / torch.get_num_threads()
+        return self.planned_steps * seconds / self.steps
+
+    def to_dict(self, device: torch.device) -> dict[str, Any]:
         """Return plain values."""
         return {
             "phase": self.name,
@@ -378,7 +383,7 @@ class Phase:
             "batch": self.batch,
             "steps_per_s": round(self.steps / self.seconds, 4),
             "planned_steps": self.planned_steps,
-            "projected_s": round(self.projected_s),
+            "projected_s": round(self.projected_s(device)),
         }
 
 
@@ -433,12 +438,14 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def projection(phases: Sequence[Phase]) -> dict[str, Any]:
+def projection(phases: Sequence[Phase], device: torch.device) -> dict[str, Any]:
     """Return the phases, and what all of them would cost together."""
-    total = sum(phase.projected_s for phase in phases)
+    total = sum(phase.projected_s(device) for phase in phases)
+    basis = "processor time over threads" if device.type == "cpu" else "wall time"
     return {
         "projection": True,
-        "phases": [phase.to_dict() for phase in phases],
+        "projected_from": basis,
+        "phases": [phase.to_dict(device) for phase in phases],
         "projected_total_s": round(total),
         "projected_total_h": round(total / 3600, 2),
         "projection_note": (

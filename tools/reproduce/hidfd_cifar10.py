@@ -151,7 +151,7 @@ def run(given: argparse.Namespace) -> None:
     }
     out = result_path(given, "hidfd_cifar10")
     if given.probe is not None:
-        found = projection(probe(split, pilot, schedule, given.probe, device))
+        found = projection(probe(split, pilot, schedule, given.probe, device), device)
         write_result(out, {**facts, **found}, device=device)
         return
     with Work(given.work, {**facts, "device": device.type}) as work:

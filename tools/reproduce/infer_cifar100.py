@@ -147,7 +147,7 @@ def run(given: argparse.Namespace) -> None:
     }
     out = result_path(given, "infer_cifar100")
     if given.probe is not None:
-        found = projection(probe(train, schedule, given.probe, device))
+        found = projection(probe(train, schedule, given.probe, device), device)
         write_result(out, {**facts, **found}, device=device)
         return
     with Work(given.work, {**facts, "seed": given.seed, "device": device.type}) as work:

@@ -134,7 +134,11 @@ def run(given: argparse.Namespace) -> None:
     out = result_path(given, "kd3_cifar10")
     if given.probe is not None:
         planned = schedule.pool_limit or PUBLISHED_POOL
-        found = projection(probe(train, pool, schedule, given.probe, device, planned=planned))
+        if given.probe_batch is not None:
+            schedule = replace(schedule, student=smaller(schedule.student, given.probe_batch))
+        found = projection(
+            probe(train, pool, schedule, given.probe, device, planned=planned), device
+        )
         write_result(out, {**facts, "planned_pool": planned, **found}, device=device)
         return
     with Work(given.work, {**facts, "device": device.type}) as work:
@@ -175,6 +179,14 @@ def run(given: argparse.Namespace) -> None:
             "note": "weights were chosen on a hold-out; the test split was read at the end",
         }
     write_result(out, {**facts, **done}, device=device)
+
+
+def smaller(settings: KD3Settings, batch: int) -> KD3Settings:
+    """Return settings that see as many images in smaller batches."""
+    steps = settings.steps_per_epoch
+    if steps is not None:
+        steps = -(-steps * settings.batch // batch)
+    return replace(settings, batch=batch, steps_per_epoch=steps)
 
 
 def pool_note(count: int) -> str:
@@ -284,6 +296,7 @@ def main() -> int:
     """Run as a script."""
     parser = arguments(__doc__ or "", dataset="CIFAR-10")
     parser.add_argument("--pool", type=Path, required=True, help="web images: npz, folder, shards")
+    parser.add_argument("--probe-batch", type=int, help="fewer images a step, for a small memory")
     return run_script(run, parser)
 
 
