@@ -12,6 +12,7 @@ import io
 import json
 import re
 import shlex
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -69,8 +70,15 @@ def shrunk(plain: dict[str, Any]) -> dict[str, Any]:
             )
     plain["images"]["synthetic"]["count"] = 96
     plain["images"]["synthetic"]["inversion"].update(iterations=1, batch=48)
+    plain["images"]["synthetic"]["gan"].update(iterations=2, batch=8, width=8, records=1)
+    if plain["images"]["pilot"] is not None:
+        plain["images"]["pilot"].update(count=20, threshold=0.0)
     if plain["training"] is not None:
-        plain["training"].update(steps=2, batch=8, evaluations=1)
+        plain["training"].update(batch=8, evaluations=1)
+        short = {"steps": 2, "steps_per_epoch": 1, "fold_steps": 1}
+        plain["training"].update({k: v for k, v in short.items() if k in plain["training"]})
+    if plain["method"] == "kd3":
+        plain["training"].update(epochs=2)
     if plain["evaluation"] is not None:
         plain["evaluation"]["limit"] = 64
     plain["calibration"]["count"] = 16
@@ -172,9 +180,24 @@ def write_inputs(name: str, folder: Path) -> set[str]:
             write_weights(folder / section["weights"], section, len(section["classes"]))
             made.add(section["weights"])
     for source in recipe["images"].get("real", []):
-        write_images(folder / source["path"], 24)
+        if source["kind"] == "shards":
+            write_shards(folder / source["path"], 24)
+        else:
+            write_images(folder / source["path"], 24)
         made.add(source["path"])
     return made
+
+
+def write_shards(path: Path, count: int) -> None:
+    """Write the same noise as one tar shard, each image with its address beside it."""
+    write_images(path, count)
+    with tarfile.open(path / "pool-0.tar", "w") as tar:
+        for image in sorted(path.glob("*.png")):
+            note = image.with_suffix(".json")
+            note.write_text(json.dumps({"url": f"https://example.org/{image.name}"}))
+            for file in (image, note):
+                tar.add(file, file.name)
+                file.unlink()
 
 
 def fits(file: str, line: str) -> bool:
