@@ -153,11 +153,7 @@ def _copy_classifier(source: nn.Linear, target: nn.Linear) -> None:
 
 def _check_pair(student: Student, teacher: Teacher) -> None:
     if not teacher.shares_classifier or teacher.classifier is None:
-        raise MethodError(
-            "this teacher's classifier cannot be shared: "
-            f"{teacher.shares_classifier_note}; expected a linear layer on the mean of the last "
-            "feature map: use method kd, which needs logits only"
-        )
+        raise not_shared(teacher.shares_classifier_note)
     if student.classes != teacher.classes:
         raise MethodError(
             f"the student has the classes {', '.join(student.classes)}, the teacher "
@@ -172,6 +168,18 @@ def _check_pair(student: Student, teacher: Teacher) -> None:
         raise UsageError(
             "this student answers through a projector already; give the backbone's own student"
         )
+
+
+def not_shared(note: str) -> MethodError:
+    """Return the error about a teacher whose classifier no student can take over.
+
+    Args:
+        note: what was found in it.
+    """
+    return MethodError(
+        f"this teacher's classifier cannot be shared: {note}; expected a linear layer on the mean "
+        "of the last feature map: use method kd, which needs logits only"
+    )
 
 
 def is_projected(student: Student) -> bool:

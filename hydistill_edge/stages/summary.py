@@ -16,6 +16,7 @@ from hydistill_edge.stages.method_facts import method_facts
 from hydistill_edge.stages.work import Work
 
 PREVIEW_PER_CLASS = 12
+SKIPPED = "{} images could not be read and were left out; transfer/manifest.json lists them"
 NOT_EVALUATED = "not measured: the recipe names no evaluation images"
 
 
@@ -150,12 +151,17 @@ def _deployment(work: Work) -> dict[str, Any] | None:
 
 def _transfer(work: Work) -> dict[str, Any]:
     manifest = read_json(work.path("transfer", "manifest.json"))
-    origins = manifest["per_origin"]
+    origins, details = manifest["per_origin"], manifest["details"]
+    skipped, excluded = len(details.get("skipped", ())), details.get("excluded", 0)
     return {
         "images": manifest["count"],
         "real": origins.get("real", 0) + origins.get("web", 0),
         "synthetic": origins.get("synthetic", 0) + origins.get("derived", 0),
         "bytes": manifest["bytes"]["total"],
+        "duplicates": manifest["duplicates_dropped"],
+        "skipped": skipped,
+        "excluded": excluded,
+        "skipped_note": SKIPPED.format(skipped) if skipped else "",
     }
 
 

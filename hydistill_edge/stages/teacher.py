@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hydistill_edge.run_directory import digest_of_file
+from hydistill_edge.run_directory import digest_of_file, read_json
 from hydistill_edge.stages.work import Work
+
+SHARING = ("hidfd", "kd3")
+"""Methods whose student takes over the teacher's classifier."""
 
 
 def run(work: Work) -> None:
@@ -17,7 +21,21 @@ def run(work: Work) -> None:
     work.run.file_stage(
         "teacher", work.inputs(parts), "teacher.json", lambda: json.dumps(describe(work), indent=2)
     )
+    if work.recipe.method in SHARING:
+        _check_classifier(read_json(work.path("teacher.json")))
     work.report("teacher", 1, 1, {})
+
+
+def _check_classifier(facts: Mapping[str, Any]) -> None:
+    """Refuse a teacher that these methods cannot use, before hours of making images for them.
+
+    Raises:
+        MethodError: its logits are no linear layer of its last map's mean.
+    """
+    if not facts["shares_classifier"]:
+        from hydistill_edge.models.projected import not_shared
+
+        raise not_shared(facts["shares_classifier_note"])
 
 
 def network_state(section: Any) -> list[str]:
