@@ -11,7 +11,7 @@ sampling), colour, cutout. What is off costs nothing.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -84,6 +84,38 @@ class AugmentSettings:
             problems.append(f"pad_mode {self.pad_mode!r}; expected reflect or zero")
         if problems:
             raise UsageError("augmentation: " + "; ".join(problems))
+
+
+OPERATIONS = {
+    "color": ("brightness", "contrast", "saturation"),
+    "crop": ("crop_pad", "resized_crop"),
+    "cutout": ("cutout",),
+    "flip": ("flip",),
+    "rotate": ("rotate",),
+    "scale": ("scale",),
+    "shift": ("shift",),
+}
+"""Operation -> its strengths; for `draw_operations`."""
+
+
+def draw_operations(
+    settings: AugmentSettings, count: int, choice: np.random.Generator
+) -> AugmentSettings:
+    """Return the settings with some of their operations, the others being off.
+
+    Args:
+        settings: all operations with their strengths; those that are off are never drawn.
+        count: operations to draw, none of them twice; where there are fewer, all are taken.
+        choice: draws them.
+
+    Source: Zhao and Bilen 2021, arXiv:2102.08259, draws one for each batch; Zhong and Liu 2025,
+    arXiv:2309.04195, draws two.
+    """
+    names = [name for name, keys in OPERATIONS.items() if any(getattr(settings, k) for k in keys)]
+    drawn = choice.permutation(len(names))[:count]
+    taken = {key for place in drawn for key in OPERATIONS[names[place]]}
+    others = {key for keys in OPERATIONS.values() for key in keys} - taken
+    return replace(settings, **dict.fromkeys(others, 0))
 
 
 class Augment:

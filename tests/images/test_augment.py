@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from collections import Counter
+from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hydistill_edge.errors import ShapeError, UsageError
-from hydistill_edge.images.augment import CUTOUT_FILL, Augment, AugmentSettings, mixup
+from hydistill_edge.images.augment import (
+    CUTOUT_FILL,
+    OPERATIONS,
+    Augment,
+    AugmentSettings,
+    draw_operations,
+    mixup,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -316,3 +325,46 @@ def test_cpu_and_gpu_agree_when_the_generator_is_on_the_cpu() -> None:
     images = batch()
     on_gpu = augmented(images.cuda(), **STRONG)
     assert torch.allclose(on_gpu.cpu(), augmented(images, **STRONG), atol=1e-5)
+
+
+def operations_of(strengths: AugmentSettings) -> tuple[str, ...]:
+    """The operations that are on."""
+    return tuple(
+        name for name, keys in OPERATIONS.items() if any(getattr(strengths, key) for key in keys)
+    )
+
+
+def test_operations_cover_every_strength() -> None:
+    grouped = [key for keys in OPERATIONS.values() for key in keys]
+    assert sorted(grouped) == sorted(STRONG)
+
+
+def test_two_different_operations_are_drawn_each_pair_as_often() -> None:
+    choice = np.random.default_rng(0)
+    drawn = Counter(
+        operations_of(draw_operations(AugmentSettings(**STRONG), 2, choice)) for _ in range(2100)
+    )
+    assert len(drawn) == 21  # pairs of seven
+    assert all(len(pair) == 2 and 60 <= count <= 140 for pair, count in drawn.items())
+
+
+def test_drawn_operations_keep_their_strengths_and_what_is_off_stays_off() -> None:
+    given = replace(AugmentSettings(**STRONG), pad_mode="zero", flip=0.0, scale=0.0)
+    for seed in range(30):
+        found = draw_operations(given, 1, np.random.default_rng(seed))
+        (name,) = operations_of(found)
+        assert name not in ("flip", "scale")
+        assert found.pad_mode == "zero"
+        assert all(getattr(found, key) == STRONG[key] for key in OPERATIONS[name])
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_all_operations_are_taken_when_there_are_no_more(count: int) -> None:
+    given = AugmentSettings(flip=0.5, brightness=0.2, contrast=0.1)
+    assert draw_operations(given, count, np.random.default_rng(0)) == given
+
+
+def test_nothing_is_drawn_when_no_operation_is_asked_for() -> None:
+    assert draw_operations(AugmentSettings(**STRONG), 0, np.random.default_rng(0)) == (
+        AugmentSettings()
+    )
