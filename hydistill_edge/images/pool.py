@@ -18,9 +18,6 @@ from hydistill_edge.images.transfer_set import TransferSet
 
 BATCH = 1024
 
-MAPPED_BYTES = 256 * 2**20
-"""Pages of a transfer set that stay mapped during a pass; they count as memory."""
-
 
 class TransferPool:
     """The images of a transfer set, or some of them, with the stored logits.
@@ -49,16 +46,11 @@ class TransferPool:
         return len(self.rows)
 
     def __iter__(self) -> Iterator[PoolBatch]:
-        mapped = 0
         for start in range(0, len(self.rows), self._batch):
             rows = self.rows[start : start + self._batch]
             pixels = self.transfer.images(rows)
             images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).contiguous()
             logits = torch.from_numpy(self.transfer.logits(rows)).to(self._device)
-            mapped += pixels.nbytes
-            if mapped >= MAPPED_BYTES:
-                self.transfer.release()
-                mapped = 0
             yield PoolBatch(rows, images, logits)
 
     def ids(self, rows: Rows) -> list[str]:

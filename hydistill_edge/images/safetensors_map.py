@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -111,13 +112,17 @@ class SafetensorsMap(Mapping[str, NDArray[Any]]):
         header = _parse_header(text)
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
         _check_layout(header, size - 8 - length)
-        body: NDArray[np.uint8] = np.zeros(0, np.uint8)
-        if size > 8 + length:
-            body = np.asarray(np.memmap(path, np.uint8, "r", offset=8 + length))
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        body = np.frombuffer(self._map, np.uint8, offset=8 + length)
         self._tensors = {name: _view(body, entry) for name, entry in header.items()}
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._tensors[name]
+
+    def release(self) -> None:
+        """Give pages back that were read: they are read again where they are asked for again."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

@@ -35,6 +35,9 @@ __all__ = ["ORIGINS", "Indices", "Origin", "TransferSet", "TransferSetWriter"]
 Indices = NDArray[np.int64]
 """Places of images in the set, shape (n,) int64."""
 
+_ROWS_AT_ONCE = 64
+"""Images that are read before their pages are given back: Linux may map 2 MiB around each."""
+
 
 class TransferSet:
     """A transfer set on the disk.
@@ -176,10 +179,6 @@ class TransferSet:
                 raise self._altered(shard, str(error)) from error
         return PackedStrings.join(parts)
 
-    def release(self) -> None:
-        """Close the maps: pages that were read no longer count as this process's memory."""
-        self._maps = [None] * len(self._shards)
-
     def verify(self) -> None:
         """Read everything and compare each shard's sha256.
 
@@ -268,8 +267,10 @@ class TransferSet:
         out = np.empty((len(places), *shape), dtype)
         shards = np.searchsorted(self._starts, places, side="right") - 1
         for shard in np.unique(shards):
-            here = shards == shard
-            out[here] = self._shard(int(shard))[name][places[here] - self._starts[shard]]
+            tensors = self._shard(int(shard))
+            for some in _in_parts(np.flatnonzero(shards == shard)):
+                out[some] = tensors[name][places[some] - self._starts[shard]]
+                tensors.release()
         return out
 
     def _column(self, name: str) -> NDArray[Any]:
@@ -329,3 +330,8 @@ class TransferSet:
             f"{self.folder / shard['file']}: torn or altered: {why}; restore the file or build the "
             "transfer set again"
         )
+
+
+def _in_parts(rows: Indices) -> list[Indices]:
+    """Cut rows into parts of `_ROWS_AT_ONCE` at most."""
+    return np.split(rows, range(_ROWS_AT_ONCE, len(rows), _ROWS_AT_ONCE))

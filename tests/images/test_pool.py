@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hydistill_edge.images import pool as pools
 from hydistill_edge.images.pool import SourcePool, TransferPool
 from hydistill_edge.images.selection import score_pool
 from hydistill_edge.images.sources import SourceSpec
@@ -43,19 +42,6 @@ def test_transfer_pool_gives_pixels_and_stored_logits_of_its_rows(transfer: Tran
     np.testing.assert_array_equal(first.images.numpy(), IMAGES[[3, 1]].transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(second.teacher_logits.numpy(), LOGITS[[17]])
     assert pool.ids(np.array([17])) == ["web:17"]
-
-
-def test_transfer_pool_closes_its_maps_on_the_way(
-    transfer: TransferSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = score_pool(TransferPool(transfer), student=brightness, share=0.5, classes=2)
-    monkeypatch.setattr(pools, "MAPPED_BYTES", 1)
-    held = [
-        sum(known is not None for known in transfer._maps) for _ in TransferPool(transfer, batch=5)
-    ]
-    released = score_pool(TransferPool(transfer, batch=5), student=brightness, share=0.5, classes=2)
-    assert held == [0, 0, 0, 0]
-    np.testing.assert_allclose(released.confidences, whole.confidences, rtol=1e-6)
 
 
 def test_source_pool_skips_corrupt_images_and_keeps_ids_right(tmp_path: Path) -> None:

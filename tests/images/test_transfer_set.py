@@ -477,13 +477,25 @@ def test_addresses_are_kept_and_empty_where_none_was_given(tmp_path: Path) -> No
     assert list(transfer.addresses) == ["", "", "", "https://x"]
 
 
-def test_set_stays_readable_after_its_maps_were_closed(tmp_path: Path) -> None:
-    images = np.arange(2 * 16, dtype=np.uint8).reshape(2, 4, 4, 1)
+def test_pages_that_were_read_are_given_back_and_read_again(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (400, 64, 64, 3), np.uint8)
     with TransferSetWriter(
-        tmp_path / "set", size=(4, 4), channels=1, classes=("a", "b"), teacher_digest="0" * 64
+        tmp_path / "set", size=(64, 64), channels=3, classes=("a", "b"), teacher_digest="0" * 64
     ) as writer:
-        writer.add(images, np.zeros((2, 2)), origin="real", ids=["a", "b"])
+        ids = [str(row) for row in range(len(images))]
+        writer.add(images, np.zeros((len(images), 2)), origin="real", ids=ids)
     transfer = TransferSet.open(tmp_path / "set")
-    first = transfer.images([0])
-    transfer.release()
-    np.testing.assert_array_equal(transfer.images([0]), first)
+    order = np.random.default_rng(1).permutation(len(images))
+    transfer.images([0])
+    before = mapped_bytes()
+
+    read = transfer.images(order)
+
+    np.testing.assert_array_equal(read, images[order])
+    assert mapped_bytes() - before < images.nbytes / 2
+
+
+def mapped_bytes() -> int:
+    """Return how much of mapped files counts as this process's memory."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssFile"))
