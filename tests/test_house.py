@@ -104,7 +104,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "inspection",
     ),
     "torchvision": ("models", "images"),
-    "sklearn": ("demo", "metrics"),
+    "sklearn": ("demo", "metrics", "methods"),
     "matplotlib": ("report.*figures", "report.drawing"),
     "jinja2": ("report.html", "report.review_page", "bundle"),
     "typer": ("cli",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 
 from hydistill_edge.images.transfer_set import Indices, TransferSet
 from hydistill_edge.methods.pool import Pool, is_real
-from hydistill_edge.methods.tsne import tsne
 from hydistill_edge.models.teacher import Teacher
 
 DOCUMENT = "infer.json"
@@ -92,8 +92,10 @@ def class_map(
 
     Returns:
         `classes`, `x`, `y`, `class` (a place in `classes`) and `kind` of each point; None where
-        fewer than four images are there, or none are asked for.
+        fewer than four images are there, none are asked for, or scikit-learn is not installed.
     """
+    if find_spec("sklearn") is None:
+        return None
     choice = np.random.default_rng([seed, 0x75E])
     labels, real = transfer.pseudo_labels, is_real(transfer)
     present = np.unique(labels)
@@ -107,7 +109,7 @@ def class_map(
     if len(chosen) < 4:
         return None
     features = teacher.features(pool.images(chosen)).penultimate.flatten(1).float().cpu().numpy()
-    points = np.round(tsne(features), 3)
+    points = np.round(_on_a_plane(features), 3)
     return {
         "classes": [transfer.classes[label] for label in classes],
         "x": points[:, 0].tolist(),
@@ -115,6 +117,21 @@ def class_map(
         "class": np.searchsorted(classes, labels[chosen]).tolist(),
         "kind": ["natural" if natural else "compensated" for natural in real[chosen]],
     }
+
+
+def _on_a_plane(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return t-SNE's places of points (N, D), N at least 4, shape (N, 2); the same each time."""
+    from sklearn.manifold import TSNE
+
+    if np.ptp(features, axis=0).max() == 0.0:  # equal points, which t-SNE cannot start from
+        return np.zeros((len(features), 2), np.float32)
+    reducer = TSNE(
+        perplexity=min(30.0, (len(features) - 1) / 3),
+        init="pca" if features.shape[1] > 1 else "random",
+        random_state=0,
+    )
+    places: NDArray[np.float32] = reducer.fit_transform(features)
+    return places
 
 
 def _probabilities(logits: Logits) -> NDArray[np.float64]:

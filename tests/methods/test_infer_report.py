@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hydistill_edge.methods.infer_report import boundary, closest_pairs
+from hydistill_edge.methods.infer_report import _on_a_plane, boundary, closest_pairs
 
 
 def logits(rows: list[list[float]]) -> np.ndarray:
@@ -33,3 +33,21 @@ def test_pairs_that_no_image_is_of_are_left_out() -> None:
     one = logits([[0.8, 0.1, 0.05, 0.05]])
     found = closest_pairs(one, one, tuple("abcd"), count=9)
     assert [pair["classes"][0] for pair in found] == ["a", "a", "a"]
+
+
+def test_points_of_a_cluster_stay_together_on_the_map() -> None:
+    choice = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 12)
+    features = (10 * choice.normal(size=(3, 8)))[labels] + choice.normal(size=(36, 8))
+    features = features.astype(np.float32)
+
+    places = _on_a_plane(features)
+
+    distances = np.square(places[:, None] - places).sum(axis=2) + np.diag(np.full(36, np.inf))
+    assert (labels[distances.argmin(axis=1)] == labels).all()
+    np.testing.assert_array_equal(_on_a_plane(features.copy()), places)
+
+
+@pytest.mark.parametrize("features", [np.ones((6, 3)), np.arange(5.0)[:, None]])
+def test_map_is_finite_when_points_are_equal_or_of_one_number(features: np.ndarray) -> None:
+    assert np.isfinite(_on_a_plane(features.astype(np.float32))).all()
