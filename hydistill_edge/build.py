@@ -70,6 +70,12 @@ READS: Mapping[str, tuple[str, ...]] = {
 }
 """Stage -> the stages whose results it reads."""
 
+SHARED: Mapping[str, str] = {"teacher": "teacher.json", "images": "transfer"}
+"""Stage that several students share -> what it makes."""
+
+MEMBERS = "students"
+"""Folder with one run directory per student, where there are several."""
+
 RECORDED_PACKAGES = (
     "torch",
     "torchvision",
@@ -131,6 +137,37 @@ def build(
     return _build(recipe, out=out, only=only, fresh=fresh, report=report, look_above=True)
 
 
+def build_member(
+    recipe: Recipe, *, out: Path, shared: Path, only: str | None, fresh: bool, report: Report
+) -> Build:
+    """Run the stages of one student of several; teacher and images are those of a shared run.
+
+    Args:
+        recipe: of this student.
+        out: its own run directory.
+        shared: the run directory that has teacher and images.
+        only: as for `build`; none of `SHARED`.
+        fresh: as for `build`; without effect on what is shared.
+        report: called as `report(stage, done, total, metrics)`.
+
+    Raises:
+        HydistillError: as for `build`.
+    """
+    return _build(
+        recipe, out=out, only=only, fresh=fresh, report=report, look_above=True, shared=shared
+    )
+
+
+def check_stage(only: str | None) -> None:
+    """Refuse the name of a stage that there is not.
+
+    Raises:
+        UsageError: naming those that there are.
+    """
+    if only is not None and only not in STAGES:
+        raise UsageError(f'there is no stage "{only}"; the stages are {", ".join(STAGES)}')
+
+
 def _build(
     recipe: Recipe,
     *,
@@ -139,11 +176,14 @@ def _build(
     fresh: bool,
     report: Report | None,
     look_above: bool,
+    shared: Path | None = None,
 ) -> Build:
-    if only is not None and only not in STAGES:
-        raise UsageError(f'there is no stage "{only}"; the stages are {", ".join(STAGES)}')
+    check_stage(only)
     with RunDirectory(Path(out) if out is not None else Path("runs") / recipe.name) as run:
-        work = Work(recipe, run, report or quiet)
+        work = Work(recipe, run, report or quiet, shared=shared)
+        if shared is not None:
+            for name, path in SHARED.items():
+                run.borrow(name, path, shared)
         if only in (None, "targets"):
             require_builders(work)
         if only is None:
@@ -151,16 +191,24 @@ def _build(
         elif look_above:
             refuse_stale(work, only)
         for name, stage in STAGES.items():
-            if fresh and only in (None, name):
-                run.forget(name)
-            if only in (None, name):
+            if shared is not None and name in SHARED:
+                with run.looking():
+                    stage(work)
+            elif only in (None, name):
+                if fresh:
+                    run.forget(name)
                 stage(work)
             if name == "teacher":
                 # A teacher that cannot be loaded leaves a finished run as it was.
-                write_text(run.path / "recipe.yaml", recipe.to_yaml())
-                write_json(run.path / "environment.json", environment())
+                describe_build(run, recipe.to_yaml())
         done = only in (None, "report")
         return Build(run.path, read_json(run.path / "summary.json") if done else {})
+
+
+def describe_build(run: RunDirectory, recipe: str) -> None:
+    """Write the resolved recipe and the versions beside what is built."""
+    write_text(run.path / "recipe.yaml", recipe)
+    write_json(run.path / "environment.json", environment())
 
 
 def require_builders(work: Work) -> None:
@@ -219,9 +267,16 @@ def open_recipe(path: Path) -> Recipe:
 
     Raises:
         MissingFileError: there is none.
+        UsageError: it is the run of several students.
     """
     if not RunDirectory.is_run(path) or not (path / "recipe.yaml").exists():
         raise MissingFileError(f"{path} is no run directory; `hydistill build` makes one")
+    if (path / MEMBERS).is_dir():
+        names = ", ".join(sorted(member.name for member in (path / MEMBERS).iterdir()))
+        raise UsageError(
+            f"{path} is the run of several students; give that of one: {path / MEMBERS}/NAME, "
+            f"where NAME is one of {names}"
+        )
     file = path / "recipe.yaml"
     try:
         text = file.read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,19 +33,23 @@ from hydistill_edge.errors import InputError, MissingFileError, ProfileError, Re
 from hydistill_edge.targets.base import Precision, TargetName
 from hydistill_edge.yaml_lines import KeyPath, line_of, parse
 
+Place = Callable[[KeyPath], KeyPath]
+"""Where a key of a recipe stands in the file."""
+
 METHODS = {
     "kd": "hydistill_edge.methods.kd:KDSettings",
     "rtk": "hydistill_edge.methods.rtk:RTKSettings",
     "kd3": "hydistill_edge.methods.kd3:KD3Settings",
     "hidfd": "hydistill_edge.methods.hidfd:HiDFDSettings",
     "infer": "hydistill_edge.methods.infer:InferSettings",
+    "arch_overfitting": "hydistill_edge.methods.arch_overfitting:ArchOverfittingSettings",
 }
 """Method name -> its settings dataclass, imported when a recipe asks for it.
 
 The same module holds the method's `distill`, which takes what that of `methods.kd` takes.
 """
 
-MethodName = Literal["kd", "rtk", "kd3", "hidfd", "infer", "none"]
+MethodName = Literal["kd", "rtk", "kd3", "hidfd", "infer", "arch_overfitting", "none"]
 
 _INVERSION = "hydistill_edge.synthesis.inversion:InversionSettings"
 _GAN = "hydistill_edge.synthesis.gan_settings:GanSettings"
@@ -103,6 +107,7 @@ def _class_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+MemberName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
 ClassNames = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_class_names)]
 Fraction = Annotated[float, AfterValidator(_fraction)]
 Inversion = Annotated[Any, PlainValidator(lambda value: _as(_INVERSION, value))]
@@ -358,6 +363,26 @@ class Bundle(Section):
     )
 
 
+class Member(Section):
+    """One of several students that share teacher and images: what is its own."""
+
+    name: MemberName = Field(description="Of the student: its folder, and part of file names.")
+    student: Student = Field(description="The network to train.")
+    method: MethodName | None = Field(default=None, description="Default: the recipe's.")
+    training: dict[str, Any] | None = Field(
+        default=None,
+        description="Keys that differ from the recipe's training; all of them where the method "
+        "does.",
+    )
+    targets: tuple[Target, ...] | None = Field(
+        default=None, min_length=1, description="Default: the recipe's."
+    )
+
+    def given(self) -> set[str]:
+        """Return the keys that stand in the file with a value."""
+        return {key for key in self.model_fields_set if getattr(self, key) is not None}
+
+
 class Recipe(Section):
     """One build, with every default written out."""
 
@@ -374,8 +399,9 @@ class Recipe(Section):
         default="kd",
         description="kd distills from the teacher's logits; rtk from its most influential layers "
         "too; kd3 from the images of a web pool that fit; hidfd from a few collected images and "
-        "those of a GAN; infer from a few images with compensators added; none takes your own "
-        "trained student.",
+        "those of a GAN; infer from a few images with compensators added; arch_overfitting trains "
+        "a large student on few images beside a small network; none takes your own trained "
+        "student.",
     )
     images: ImageSection = ImageSection()
     student: Student
@@ -408,43 +434,55 @@ class Recipe(Section):
             MissingFileError: the recipe itself, or files that it names, do not exist.
         """
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (FileNotFoundError, IsADirectoryError):
-            raise MissingFileError(
-                f"there is no recipe file {path}; `hydistill init TEACHER` writes one"
-            ) from None
-        except UnicodeDecodeError as error:
-            raise RecipeError([f"not a text file: {error}"], path=str(path)) from error
-        recipe = cls.parse(text, name=str(path), base=path.parent)
-        missing = [str(file) for file in recipe.files() if not file.exists()]
-        if missing:
-            raise MissingFileError(
-                f"{path} names files that do not exist: {', '.join(missing)}; "
-                "relative paths start at the recipe's folder"
-            )
+        recipe = cls.parse(read_text(path), name=str(path), base=path.parent)
+        refuse_missing(path, recipe.files())
         return recipe
 
     @classmethod
     def parse(cls, text: str, *, name: str = "recipe", base: Path | None = None) -> Recipe:
         """Read a recipe from a text; see `load`. Files are not looked for."""
-        value, lines = parse(text, name=name)
-        if not isinstance(value, Mapping):
+        value, lines = parse_mapping(text, name=name)
+        if "students" in value:
             raise RecipeError(
-                [f"a recipe is a mapping of sections, not a {type(value).__name__}"], path=name
+                [
+                    f"{_where(('students',), lines)}this recipe is for several students; expected "
+                    "one: build it with `hydistill build`, or read it with family.read_recipe"
+                ],
+                path=name,
             )
+        recipe, problems = cls.check(value, lines, base=base)
+        if recipe is None:
+            raise RecipeError(problems, path=name)
+        return recipe
+
+    @classmethod
+    def check(
+        cls,
+        value: Mapping[str, Any],
+        lines: Mapping[KeyPath, int],
+        *,
+        base: Path | None = None,
+        place: Place = tuple,
+    ) -> tuple[Recipe | None, list[str]]:
+        """Return the recipe in a file's plain value, or its problems, each with line and key.
+
+        Args:
+            value: of the file.
+            lines: of its keys.
+            base: folder that relative paths start from; None leaves them as they are.
+            place: where a key of the recipe stands in the file.
+        """
         if base is not None:
             value = _with_base(dict(value), base.absolute())
         try:
             recipe = cls.model_validate(value)
         except ValidationError as error:
-            raise RecipeError(list(_problems(error, lines)), path=name) from error
+            return None, list(problems_of(error, lines, place=place))
         problems = [
-            f"{_where(path, lines)}{problem}" for path, problem in recipe._impossible_combinations()
+            f"{_where(place(path), lines)}{problem}"
+            for path, problem in recipe._impossible_combinations()
         ]
-        if problems:
-            raise RecipeError(problems, path=name)
-        return recipe
+        return (None if problems else recipe), problems
 
     def files(self) -> list[Path]:
         """Return every file or folder that the recipe names and a build will read."""
@@ -611,6 +649,13 @@ class Recipe(Section):
 class _FileSchema(Recipe):
     """`Recipe` for the JSON schema alone: fields with settings become plain placeholders."""
 
+    student: Student | None = Field(  # type: ignore[assignment]
+        default=None, description="The network to train, or your own."
+    )
+    students: tuple[Member, ...] = Field(
+        default=(), description="In place of student: several, from one transfer set."
+    )
+
     training: Any = Field(
         default=None, description="Settings of the method; null takes its defaults."
     )
@@ -704,14 +749,63 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _where(path: KeyPath, lines: dict[KeyPath, int]) -> str:
+def read_text(path: Path) -> str:
+    """Return the text of a recipe file.
+
+    Raises:
+        MissingFileError: there is none.
+        RecipeError: it is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError):
+        raise MissingFileError(
+            f"there is no recipe file {path}; `hydistill init TEACHER` writes one"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError([f"not a text file: {error}"], path=str(path)) from error
+
+
+def refuse_missing(path: Path, files: Iterable[Path]) -> None:
+    """Refuse a recipe that names files which are not there.
+
+    Raises:
+        MissingFileError: naming them.
+    """
+    missing = [str(file) for file in files if not file.exists()]
+    if missing:
+        raise MissingFileError(
+            f"{path} names files that do not exist: {', '.join(missing)}; "
+            "relative paths start at the recipe's folder"
+        )
+
+
+def parse_mapping(text: str, *, name: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """Return a recipe file's plain value and the line of each key.
+
+    Raises:
+        RecipeError: broken YAML, or no mapping of sections.
+    """
+    value, lines = parse(text, name=name)
+    if not isinstance(value, Mapping):
+        raise RecipeError(
+            [f"a recipe is a mapping of sections, not a {type(value).__name__}"], path=name
+        )
+    return dict(value), lines
+
+
+def _where(path: KeyPath, lines: Mapping[KeyPath, int]) -> str:
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     line = line_of(path, lines)
     return f"line {line}: {key}: " if line else f"{key}: "
 
 
-def _problems(
-    error: ValidationError, lines: dict[KeyPath, int], above: KeyPath = ()
+def problems_of(
+    error: ValidationError,
+    lines: Mapping[KeyPath, int],
+    above: KeyPath = (),
+    *,
+    place: Place = tuple,
 ) -> Iterator[str]:
     """Yield one readable line per problem, nested validation included."""
     items = error.errors(include_url=False)
@@ -724,9 +818,9 @@ def _problems(
             continue  # only short because what stood in it is broken, which is told anyway
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, ValidationError):
-            yield from _problems(cause, lines, path)
+            yield from problems_of(cause, lines, path, place=place)
         else:
-            yield _where(path, lines) + _reason(item, path)
+            yield _where(place(path), lines) + _reason(item, path)
 
 
 def _reason(item: Any, path: KeyPath) -> str:
@@ -753,6 +847,9 @@ def _known_keys(path: KeyPath) -> list[str]:
     }
     for part in path:
         if isinstance(part, int):
+            continue
+        if part == "students":
+            node = Member
             continue
         if part == "training":  # an unknown key of any method is worth a hint
             kinds = [_settings_type(where) for where in METHODS.values()]

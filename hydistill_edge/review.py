@@ -175,7 +175,9 @@ def take_decisions(run: Path, file: Path) -> Outcome:
         write_json(folder / DECISIONS, dict(sorted(decisions.by_id.items())))
         deleted = Deleted([], [], 0)
         if decisions.ids("delete"):
-            deleted = delete_images(run / "transfer", exclusions_of(decisions.ids("delete")))
+            # Several students may share the set: what is deleted has left all of their runs.
+            folder = (run / "transfer").resolve()
+            deleted = delete_images(folder, exclusions_of(decisions.ids("delete")))
         exclude = _write_exclusions(folder / EXCLUDE, decisions, deleted)
     return Outcome(
         accepted=len(decisions.ids("accept")),

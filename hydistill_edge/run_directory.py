@@ -265,7 +265,9 @@ class RunDirectory:
             waiting = self._record_path(stage).with_suffix(".next")
             write_json(waiting, asdict(record))
             self._forget(stage)
-            if final.exists():
+            if final.is_symlink():  # another run's, see `borrow`
+                final.unlink()
+            elif final.exists():
                 shutil.rmtree(final)
             partial.replace(final)
             waiting.replace(self._record_path(stage))
@@ -284,6 +286,34 @@ class RunDirectory:
         record = self._described(stage, inputs, self.path / file, file, time.monotonic() - started)
         write_json(self._record_path(stage), asdict(record))
         return True
+
+    def borrow(self, stage: str, path: str, lender: Path) -> None:
+        """Let a finished stage of another run stand for this run's own: a link, and its record.
+
+        Nothing is copied: what leaves the lender's folder has left this one too.
+
+        Args:
+            stage: its name.
+            path: of the file or folder that it makes, in both run directories.
+            lender: the other run directory.
+
+        Raises:
+            MissingFileError: it has not run there.
+        """
+        record = RunDirectory(lender).record(stage)
+        if record is None:
+            raise MissingFileError(
+                f"stage {stage} has not run in {lender}; build that recipe without --only first"
+            )
+        link, target = self.path / path, os.path.relpath(lender / path, self.path)
+        if not (link.is_symlink() and os.readlink(link) == target):  # noqa: PTH115
+            self._forget(stage)
+            if link.is_dir() and not link.is_symlink():
+                shutil.rmtree(link)
+            else:
+                link.unlink(missing_ok=True)
+            link.symlink_to(target)
+        write_json(self._record_path(stage), asdict(record))
 
     def forget(self, stage: str) -> None:
         """Drop the records of a stage and of its parts (`stage.part`), so that it begins anew."""

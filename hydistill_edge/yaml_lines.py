@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import yaml
@@ -54,7 +54,7 @@ def parse(text: str, *, name: str) -> tuple[Any, dict[KeyPath, int]]:
         raise RecipeError([f"not a YAML text: {error}"], path=name) from error
 
 
-def line_of(path: KeyPath, lines: dict[KeyPath, int]) -> int | None:
+def line_of(path: KeyPath, lines: Mapping[KeyPath, int]) -> int | None:
     """Return the line of the key, or of the nearest enclosing key that has one."""
     while path:
         if path in lines:

@@ -62,8 +62,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "ed25519": (),
     "metrics": (),
     "recipe": ("yaml_lines", "models.zoo", "targets.base", "targets.profiles"),
+    "family": ("recipe", "yaml_lines"),
     "stages": ("recipe", "run_directory", "metrics", *HOST_SIDE),
     "build": ("recipe", "run_directory", "stages", *HOST_SIDE),
+    "family_build": ("family", "build", "recipe", "run_directory", "stages"),
     # What a command does beyond one call stands in a module of its own, not in cli.
     "inspection": ("recipe", "run_directory", "models", "targets.profiles"),
     "evaluation": ("recipe", "run_directory", "build", "stages", "metrics", "device", *HOST_SIDE),
@@ -72,7 +74,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "key_sharing": ("ed25519", "run_directory", "methods"),
     "demo": ("recipe", "run_directory", "build", "stages.work", *TRAINING_SIDE),
     "cli": (
-        *("build", "ship", "device", "tuning", "recipe", "recipes"),
+        *("build", "ship", "device", "tuning", "recipe", "recipes", "family", "family_build"),
         *("demo", "inspection", "evaluation", "profiling", "review"),
         "key_sharing",
         "stages.summary",  # the verdict of verify and profile is that of a build

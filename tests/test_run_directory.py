@@ -174,3 +174,33 @@ def test_reading_a_missing_or_broken_json_says_what_to_do(tmp_path: Path) -> Non
     (tmp_path / "broken.json").write_bytes(b"\xff\x00{")
     with pytest.raises(RunDirectoryError, match="not valid JSON"):
         read_json(tmp_path / "broken.json")
+
+
+def test_borrowed_stage_is_a_link_and_current(tmp_path: Path) -> None:
+    def make(out: Path) -> None:
+        (out / "file").write_text("made")
+
+    with RunDirectory(tmp_path / "lender") as lender:
+        lender.folder_stage("images", "inputs", "transfer", make)
+    with RunDirectory(tmp_path / "lender" / "students" / "one") as run:
+        run.borrow("images", "transfer", tmp_path / "lender")
+        run.borrow("images", "transfer", tmp_path / "lender")
+        assert run.is_current("images", "inputs")
+        assert (run.path / "transfer").is_symlink()
+        (tmp_path / "lender" / "transfer" / "file").write_text("altered")
+        assert not run.is_current("images", "inputs")
+
+
+def test_borrowed_folder_is_left_alone_when_the_stage_runs_here(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path / "lender") as lender:
+        lender.folder_stage("images", "a", "transfer", lambda out: (out / "file").touch())
+    with RunDirectory(tmp_path / "run") as run:
+        run.borrow("images", "transfer", tmp_path / "lender")
+        assert run.folder_stage("images", "b", "transfer", lambda out: (out / "new").touch())
+        assert not (run.path / "transfer").is_symlink()
+    assert (tmp_path / "lender" / "transfer" / "file").exists()
+
+
+def test_stage_cannot_be_borrowed_when_it_has_not_run(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path / "run") as run, pytest.raises(MissingFileError, match="images"):
+        run.borrow("images", "transfer", tmp_path / "lender")

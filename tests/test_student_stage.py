@@ -25,7 +25,7 @@ def work(method: str) -> Any:
         image_size=lambda: (8, 8, 1),
         class_names=lambda: ("a", "b"),
     )
-    given = {"teacher": "teacher", "transfer": "transfer", "torch_device": "cpu"}
+    given = {"teacher": "teacher", "transfer": "transfer", "torch_device": "cpu", "shared": None}
     return SimpleNamespace(recipe=recipe, report=lambda *_: None, **given)
 
 

@@ -12,6 +12,7 @@ from hydistill_edge.cli.console import (
     milliseconds,
     percent,
     plain,
+    points,
     print_json,
     progress,
     stdout,
@@ -45,11 +46,16 @@ def build(
     Example: hydistill build recipe.yaml --out runs/widgets
     """
     from hydistill_edge.build import build as run_build
-    from hydistill_edge.recipe import Recipe
+    from hydistill_edge.family import Family, read_recipe
 
-    loaded = Recipe.load(recipe)
+    loaded = read_recipe(recipe)
     with progress(quiet=json) as report:
-        result = run_build(loaded, out=out, only=only, fresh=fresh, report=report)
+        if isinstance(loaded, Family):
+            from hydistill_edge.family_build import build_family
+
+            result = build_family(loaded, out=out, only=only, fresh=fresh, report=report)
+        else:
+            result = run_build(loaded, out=out, only=only, fresh=fresh, report=report)
     show(result, json=json)
 
 
@@ -59,7 +65,11 @@ def show(result: Build, *, json: bool) -> None:
         print_json(result.summary)
     else:
         console = stdout()
-        if result.summary:
+        if "students" in result.summary:
+            console.print(students_table(result.summary))
+            reports = plain(result.path / "students")
+            console.print(f"{verdict(result.passed)}  {reports}/NAME/report.html", soft_wrap=True)
+        elif result.summary:
             console.print(summary_table(result.summary))
             report = plain(result.path / "report.html")
             console.print(f"{verdict(result.passed)}  {report}", soft_wrap=True)
@@ -95,3 +105,50 @@ def summary_table(summary: dict[str, Any]) -> Any:
             verdict(artifact["passed"]),
         )
     return made
+
+
+def students_table(summary: dict[str, Any]) -> Any:
+    """Return several students beside each other, teacher and small network on top."""
+    made = table(
+        "student", "network", "device", "accuracy>", "agrees>", "gap>", "p50>", "size>", "gates"
+    )
+    small = summary["small_network"] or {}
+    for role, model in (("teacher", summary["teacher"]), ("small network", small)):
+        if model:
+            made.add_row(
+                role,
+                _network(model),
+                "",
+                percent(model.get("accuracy")),
+                percent(model.get("holdout_agreement")) if model is small else "",
+                *("", "", f"{model['params'] / 1e6:.3g} M", ""),
+            )
+    for student in summary["students"]:
+        made.add_row(
+            plain(student["name"]),
+            _network(student),
+            "",
+            percent(student["accuracy"]),
+            percent(student["teacher_agreement"]),
+            points(student["gap_points"]),
+            "",
+            f"{student['params'] / 1e6:.3g} M",
+            verdict(student["passed"]),
+        )
+        for artifact in student["artifacts"]:
+            made.add_row(
+                "",
+                f"{artifact['target']} {artifact['precision']}",
+                artifact["device"],
+                percent(artifact["accuracy"]),
+                percent(artifact["teacher_agreement"]),
+                "",
+                milliseconds((artifact["latency"] or {}).get("p50_ms")),
+                f"{artifact['bytes'] / 1024:.0f} K",
+                verdict(artifact["passed"]),
+            )
+    return made
+
+
+def _network(model: dict[str, Any]) -> str:
+    return plain(model["arch"]).removeprefix("zoo:")

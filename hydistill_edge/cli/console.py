@@ -72,6 +72,11 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
+def points(value: float | None) -> str:
+    """Format a difference in percent points, with its sign."""
+    return "-" if value is None else f"{value:+.2f}"
+
+
 def milliseconds(value: float | None) -> str:
     """Format milliseconds with three significant digits."""
     return "-" if value is None else f"{value:.3g} ms"

@@ -69,9 +69,9 @@ def check(
 
     Example: hydistill recipe check recipe.yaml
     """
-    from hydistill_edge.recipe import Recipe
+    from hydistill_edge.family import read_recipe
 
-    loaded = Recipe.load(recipe)
+    loaded = read_recipe(recipe)
     if json:
         print_json({"valid": True, "recipe": loaded.to_dict()})
     else:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -114,8 +114,10 @@ def draw_operations(
     names = [name for name, keys in OPERATIONS.items() if any(getattr(settings, k) for k in keys)]
     drawn = choice.permutation(len(names))[:count]
     taken = {key for place in drawn for key in OPERATIONS[names[place]]}
-    others = {key for keys in OPERATIONS.values() for key in keys} - taken
-    return replace(settings, **dict.fromkeys(others, 0))
+    off: dict[str, Any] = {
+        key: 0 for keys in OPERATIONS.values() for key in keys if key not in taken
+    }
+    return replace(settings, **off)
 
 
 class Augment:

@@ -59,9 +59,9 @@ class KDSettings:
         max_seconds: wall time after which training ends, its schedule compressed; None for none.
         batch: images per step.
         temperature: softening of both sides, T > 0.
-        optimizer: `sgd` (Nesterov) or `adamw`.
+        optimizer: `sgd` (Nesterov), `adamw` or `lion`.
         learning_rate: peak of the schedule.
-        schedule: `one_cycle`, `cosine` or `multi_step`.
+        schedule: `one_cycle`, `cosine`, `multi_step`, `warm_cosine` or `periodic`.
         weight_decay: of weights; biases and norms have none.
         real_share: share of real images in each batch, in [0, 1]; None for their share in the set.
         teacher_view: `augmented` asks the teacher about every view that the student sees; `stored`

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from hydistill_edge.models.student import Student
 
 CHECKPOINTS = "checkpoints"
+
+SMALL = "small"
+"""Folder of the run that several students share: the small networks, each trained once."""
+
 NOT_TRAINED = "method none: the student is the user's own, so nothing was held out"
 
 
@@ -73,6 +77,9 @@ def _distill(work: Work, folder: Path) -> tuple[Student, dict[str, Any], list[di
 
     checkpoints = folder / CHECKPOINTS
     checkpoints.mkdir(exist_ok=True)
+    more: dict[str, Any] = {}
+    if work.shared is not None and recipe.method == "arch_overfitting":
+        more["small_workdir"] = work.shared / SMALL
     result = _method(recipe.method)(
         work.teacher,
         student,
@@ -82,6 +89,7 @@ def _distill(work: Work, folder: Path) -> tuple[Student, dict[str, Any], list[di
         seed=recipe.seed,
         device=work.torch_device,
         progress=progress,
+        **more,
     )
     facts = {
         "holdout_agreement": result.holdout_agreement,

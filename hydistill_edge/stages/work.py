@@ -78,12 +78,19 @@ class Planned:
 
 
 class Work:
-    """One build at work. Teacher, student and transfer set are read once, when first asked for."""
+    """One build at work. Teacher, student and transfer set are read once, when first asked for.
 
-    def __init__(self, recipe: Recipe, run: RunDirectory, report: Report) -> None:
+    Attributes:
+        shared: the run directory that lends teacher and images, where several students share them.
+    """
+
+    def __init__(
+        self, recipe: Recipe, run: RunDirectory, report: Report, *, shared: Path | None = None
+    ) -> None:
         self.recipe = recipe
         self.run = run
         self.report = report
+        self.shared = shared
 
     def path(self, *parts: str) -> Path:
         """Return a path inside the run directory."""

@@ -1,0 +1,218 @@
+"""Several students from one transfer set: the recipe, the build, what is told of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hydistill_edge.build import open_recipe
+from hydistill_edge.errors import MissingFileError, RecipeError, UsageError
+from hydistill_edge.family import Family, read_recipe
+from hydistill_edge.family_build import NO_SMALL, OTHER_HOLDOUT, _gap, build_family
+from hydistill_edge.recipe import Recipe
+from hydistill_edge.run_directory import write_json
+
+HEAD = """
+name: line
+seed: 7
+teacher:
+  weights: teacher.onnx
+  classes: [a, b]
+  input: {height: 8, width: 8, channels: 1, mean: [0.5], std: [0.25]}
+training: {steps: 9, batch: 8}
+targets:
+- {target: onnxruntime, device: x86-avx2}
+students:
+"""
+
+TWO = (
+    HEAD
+    + """
+- name: camera
+  student: {architecture: resnet8}
+  training: {batch: 16}
+  targets:
+  - {target: onnxruntime, device: raspberry-pi-5}
+- name: gateway
+  student: {architecture: resnet18, width: 0.5}
+  method: arch_overfitting
+  training: {small: convnet3_bn}
+"""
+)
+
+
+def test_each_student_is_a_whole_recipe_of_its_own() -> None:
+    family = Family.parse(TWO)
+    camera, gateway = family.members["camera"], family.members["gateway"]
+    assert (camera.name, gateway.name) == ("line-camera", "line-gateway")
+    assert camera.teacher == gateway.teacher
+    assert (camera.seed, gateway.seed) == (7, 7)
+    assert (camera.student.architecture, gateway.student.width) == ("resnet8", 0.5)
+    assert [entry.device for entry in camera.targets] == ["raspberry-pi-5"]
+    assert [entry.device for entry in gateway.targets] == ["x86-avx2"]
+
+
+def test_training_is_merged_for_the_same_method_and_its_own_for_another() -> None:
+    members = Family.parse(TWO).members
+    assert (members["camera"].training.steps, members["camera"].training.batch) == (9, 16)
+    gateway = members["gateway"].training
+    assert (gateway.steps, gateway.batch, gateway.small) == (None, 100, "convnet3_bn")
+
+
+def test_resolved_recipe_is_the_same_family_again() -> None:
+    family = Family.parse(TWO)
+    again = Family.parse(family.to_yaml())
+    assert again == family
+    assert "student" not in family.to_dict()
+
+
+ONE = "- name: camera\n  student: {architecture: resnet8}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (HEAD + "- {name: a}\n", r"line \d+: students\[0\].student: this key is missing"),
+        (HEAD + "- {student: {architecture: resnet8}}\n", r"students\[0\].name: .*missing"),
+        (HEAD + ONE + "  trainig: {}\n", r"students\[0\].trainig: unknown key; did you mean"),
+        (HEAD + ONE + ONE, 'the name "camera" stands twice'),
+        (HEAD + ONE + "student: {architecture: resnet8}\n", "one student beside the list"),
+        (HEAD.rstrip() + " []\n", "the list is empty"),
+        (HEAD + "- {name: a, student: {architecture: resnt8}}\n",
+         r"line 12: students\[0\].student.architecture: .*did you mean"),
+        (HEAD + ONE + "  training: {stepz: 3}\n",
+         r"line 14: students\[0\].training.stepz: unknown key; did you mean \"steps\""),
+        (HEAD.replace("seed: 7", "seed: x") + ONE + ONE.replace("camera", "b"),
+         r"1 problem\n  line 3: seed: expected a valid integer"),
+    ],
+    ids=[
+        "no-student", "no-name", "unknown-key", "twice", "both", "empty", "zoo", "training",
+        "shared",
+    ],
+)  # fmt: skip
+def test_recipe_is_refused_with_the_place_of_each_problem(text: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        Family.parse(text)
+
+
+def test_file_tells_whether_it_is_for_one_or_for_several(tiny_inputs: Any, tmp_path: Path) -> None:
+    one = tiny_inputs.recipe(tmp_path / "one.yaml")
+    assert isinstance(read_recipe(one), Recipe)
+    several = family_file(tiny_inputs, tmp_path / "several.yaml")
+    assert isinstance(read_recipe(several), Family)
+    with pytest.raises(RecipeError, match=r"line \d+: students: this recipe is for several"):
+        Recipe.load(several)
+
+
+def test_missing_files_are_told_once(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(TWO)
+    with pytest.raises(MissingFileError) as caught:
+        read_recipe(file)
+    assert str(caught.value).count("teacher.onnx") == 1
+
+
+def family_file(tiny_inputs: Any, path: Path, **changes: Any) -> Path:
+    """Two students of the tiny recipe: one by kd, one beside a small network."""
+    value = yaml.safe_load(tiny_inputs.recipe(path, **changes).read_text())
+    value["students"] = [
+        {"name": "edge", "student": value.pop("student")},
+        {
+            "name": "large",
+            "student": {"architecture": "vgg8_bn", "width": 0.25},
+            "method": "arch_overfitting",
+            "training": {
+                "steps": 8, "batch": 16, "small_steps": 2, "small_width": 0.1, "evaluations": 2,
+                "checkpoint_seconds": 0,
+            },
+        },
+    ]  # fmt: skip
+    path.write_text(yaml.safe_dump(value, sort_keys=False))
+    return path
+
+
+def records(run: Path) -> dict[str, str]:
+    """Every stage's record, the shared ones and those of the students."""
+    files = [*run.glob("stages/*.json"), *run.glob("students/*/stages/*.json")]
+    return {str(file.relative_to(run)): file.read_text() for file in files}
+
+
+@pytest.mark.usefixtures("quick")
+def test_students_share_teacher_images_and_small_network(
+    tiny_inputs: Any, hydistill: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    file = family_file(tiny_inputs, tmp_path / "recipe.yaml", gates={"student_agreement": 1.0})
+    answer = hydistill("build", file, "--out", run, "--json")
+    # Nobody learns all in six steps: both fail their gate, and both are there.
+    assert answer.code == 1, answer.err
+    edge, large = answer.value["students"]
+    assert (edge["name"], large["name"]) == ("edge", "large")
+    assert edge["passed"] is large["passed"] is answer.value["passed"] is False
+    assert len(list(run.glob("students/*/bundle/*.hydistill"))) == 2
+    assert answer.value["small_network"]["arch"] == "zoo:convnet3"
+    gap = 100 * (large["holdout_agreement"] - answer.value["small_network"]["holdout_agreement"])
+    assert large["gap_points"] == pytest.approx(gap)
+    assert edge["gap_points"] is not None
+    assert json.loads((run / "summary.json").read_text()) == answer.value
+    for name in ("edge", "large"):
+        folder = run / "students" / name
+        assert (folder / "transfer").resolve() == (run / "transfer").resolve()
+        assert (folder / "report.html").is_file()
+        assert Recipe.load(folder / "recipe.yaml").name == f"tiny-{name}"
+    assert len(list((run / "small").iterdir())) == 1
+
+    before = records(run)
+    assert hydistill("build", file, "--out", run).code == 1
+    assert records(run) == before, "a second build makes nothing anew"
+
+    value = yaml.safe_load(file.read_text())
+    value["students"][0]["training"] = {"steps": 7}
+    file.write_text(yaml.safe_dump(value))
+    assert hydistill("build", file, "--out", run).code == 1
+    changed = {name for name, text in records(run).items() if before[name] != text}
+    assert changed
+    assert all(name.startswith("students/edge/") for name in changed)
+
+    with pytest.raises(UsageError, match=r"several students.*edge, large"):
+        open_recipe(run)
+
+
+def test_table_has_every_student_with_its_gap(hydistill: Any) -> None:
+    from rich.console import Console
+
+    from hydistill_edge.cli.build import students_table
+
+    network = {"arch": "zoo:resnet8", "params": 78_000, "accuracy": 0.9}
+    row = {**network, "name": "edge", "teacher_agreement": 0.95, "passed": True, "artifacts": []}
+    summary = {
+        "teacher": {**network, "arch": "zoo:resnet20"},
+        "small_network": {**network, "arch": "zoo:convnet3", "holdout_agreement": 0.5},
+        "students": [{**row, "gap_points": 3.25}, {**row, "name": "other", "gap_points": None}],
+    }
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(students_table(summary))
+    lines = [line.split() for line in captured.get().splitlines()]
+    assert any(line[:2] == ["edge", "resnet8"] and "+3.25" in line for line in lines)
+    assert any(line[:2] == ["other", "resnet8"] and "-" in line for line in lines)
+    assert any(line[:3] == ["small", "network", "convnet3"] for line in lines)
+
+
+def test_gap_is_not_told_when_it_cannot_be_compared(tmp_path: Path) -> None:
+    student = {"holdout_agreement": 0.8}
+    small = {"small": {"holdout_agreement": 0.7}}
+    write_json(tmp_path / "student" / "holdout.json", {"rows": [3, 1]})
+    assert _gap(student, None, small, [1, 3], tmp_path)["gap_points"] == pytest.approx(10)
+    assert _gap(student, None, small, [1, 2], tmp_path)["gap_note"] == OTHER_HOLDOUT
+    assert _gap(student, None, None, None, tmp_path)["gap_note"] == NO_SMALL
+
+
+def test_stage_is_refused_when_there_is_none_of_its_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match='no stage "studnt"'):
+        build_family(Family.parse(TWO), out=tmp_path / "run", only="studnt")
+    assert not (tmp_path / "run").exists()
