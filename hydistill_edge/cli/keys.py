@@ -103,8 +103,7 @@ def compare(
 ) -> None:
     """Hold the influences of several sites against each other, and pool them by their images.
 
-    Example: hydistill keys compare munich.signed.json lyon.signed.json --trust munich.pem.pub
-    --trust lyon.pem.pub
+    Example: hydistill keys compare lyon.json munich.json --trust lyon.pub --trust munich.pub
     """
     from hydistill_edge.key_sharing import compare_keys
 
