@@ -176,8 +176,8 @@ def take_decisions(run: Path, file: Path) -> Outcome:
         deleted = Deleted([], [], 0)
         if decisions.ids("delete"):
             # Several students may share the set: what is deleted has left all of their runs.
-            folder = (run / "transfer").resolve()
-            deleted = delete_images(folder, exclusions_of(decisions.ids("delete")))
+            transfer = (run / "transfer").resolve()
+            deleted = delete_images(transfer, exclusions_of(decisions.ids("delete")))
         exclude = _write_exclusions(folder / EXCLUDE, decisions, deleted)
     return Outcome(
         accepted=len(decisions.ids("accept")),
