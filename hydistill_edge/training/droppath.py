@@ -19,29 +19,57 @@ from hydistill_edge.errors import UsageError
 from hydistill_edge.training.blocks import Blocks, Bypass, find_blocks, trace
 
 
-class DropPath(nn.Module):
-    """Leaves the branch of a residual block out for some images, and scales it up for the others.
+class _Dropping(nn.Module):
+    """What both kinds of places share: the keep rate.
 
-    Its output is (m / p) · branch with m ~ Bernoulli(p) for each image, whose expectation is the
-    branch. In eval mode, and at p = 1, it is the branch itself.
+    It is a tensor too, so that a compiled network is not compiled anew for every rate.
 
     Attributes:
         keep: the share p of images that keep the branch. Other libraries take the share that loses
             it.
     """
 
+    share: Tensor
+
     def __init__(self) -> None:
         super().__init__()
-        self.keep = 1.0
+        self.register_buffer("share", torch.ones(()), persistent=False)
+        self._keep = 1.0
+        self._drops = False
+
+    @property
+    def keep(self) -> float:
+        """The share of images that keep the branch."""
+        return self._keep
+
+    @keep.setter
+    def keep(self, rate: float) -> None:
+        self._keep, self._drops = rate, rate < 1.0
+        self.share.fill_(rate)
+
+    def mask(self, like: Tensor) -> Tensor:
+        """Return ones for images that keep their branch and zeros for the others, (N, 1, 1, 1).
+
+        Drawn from torch's global generator, which the training loop seeds, saves and puts back.
+        """
+        return torch.bernoulli(self.share.expand(len(like), 1, 1, 1))
+
+
+class DropPath(_Dropping):
+    """Leaves the branch of a residual block out for some images, and scales it up for the others.
+
+    Its output is (m / p) · branch with m ~ Bernoulli(p) for each image, whose expectation is the
+    branch. In eval mode, and at p = 1, it is the branch itself.
+    """
 
     def forward(self, branch: Tensor) -> Tensor:
         """Return the branch (N, C, H, W) with some images at zero."""
-        if not self.training or self.keep == 1.0:
+        if not self.training or not self._drops:
             return branch
-        return branch * (_mask(branch, self.keep) / self.keep)
+        return branch * (self.mask(branch) / self.share).to(branch.dtype)
 
 
-class VirtualShortcut(nn.Module):
+class VirtualShortcut(_Dropping):
     """Goes around a unit of a single branch for some images; only in training.
 
     Its output is m · main + (1 - m) · around with m ~ Bernoulli(p) for each image: one of the two,
@@ -51,14 +79,10 @@ class VirtualShortcut(nn.Module):
 
     Args:
         bypass: the shapes of what enters the unit and what leaves it.
-
-    Attributes:
-        keep: the share p of images that take the main path.
     """
 
     def __init__(self, bypass: Bypass) -> None:
         super().__init__()
-        self.keep = 1.0
         self.size = bypass.leaving[1:] if bypass.entering[1:] != bypass.leaving[1:] else None
         inside, outside = bypass.entering[0], bypass.leaving[0]
         self.bring: nn.Module = nn.Identity()
@@ -69,11 +93,11 @@ class VirtualShortcut(nn.Module):
 
     def forward(self, main: Tensor, entering: Tensor) -> Tensor:
         """Return the unit's output (N, C, H, W), of some images what went around."""
-        if not self.training or self.keep == 1.0:
+        if not self.training or not self._drops:
             return main
         # Where the sizes divide, this is pooling with windows as wide as their stride.
         pooled = entering if self.size is None else F.adaptive_max_pool2d(entering, self.size)
-        return torch.where(_mask(main, self.keep) > 0, main, self.bring(pooled))
+        return torch.where(self.mask(main) > 0, main, self.bring(pooled))
 
 
 class DroppedPaths(nn.Module):
@@ -121,7 +145,7 @@ class DroppedPaths(nn.Module):
     @property
     def keep(self) -> float:
         """The keep rate of all places."""
-        rates = {float(unit.keep) for unit in self.units}  # type: ignore[arg-type]
+        rates = {place.keep for place in self._places()}
         assert len(rates) == 1, "one rate is set for all"
         return rates.pop()
 
@@ -136,11 +160,14 @@ class DroppedPaths(nn.Module):
         """
         if not 0.0 < rate <= 1.0:
             raise UsageError(f"keep rate {rate}; expected a share in (0, 1]; 1 keeps all branches")
-        places = [part for part in self.modules() if isinstance(part, DropPath | VirtualShortcut)]
+        places = self._places()
         for place in places:
             place.keep = rate
         assert len(places) == len(self.blocks), "every place that was found has its module"
         return len(places)
+
+    def _places(self) -> list[_Dropping]:
+        return [part for part in self.modules() if isinstance(part, _Dropping)]
 
 
 def _insert(graph: fx.GraphModule, blocks: Blocks, units: nn.ModuleList) -> None:
@@ -162,11 +189,3 @@ def _insert(graph: fx.GraphModule, blocks: Blocks, units: nn.ModuleList) -> None
         end.replace_all_uses_with(made, delete_user_cb=lambda user, made=made: user is not made)
     graph.graph.lint()
     graph.recompile()
-
-
-def _mask(like: Tensor, keep: float) -> Tensor:
-    """Return ones for images that keep their branch and zeros for the others, (N, 1, 1, 1).
-
-    Drawn from torch's global generator, which the training loop seeds, saves and puts back.
-    """
-    return like.new_empty((len(like), 1, 1, 1)).bernoulli_(keep)

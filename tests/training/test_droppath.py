@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from hydistill_edge.errors import MethodError, UsageError
 from hydistill_edge.models.zoo import ZOO, create_network
@@ -261,6 +262,17 @@ def test_virtual_shortcuts_start_alike_when_the_seed_is_the_same() -> None:
     weights = [next(iter(paths.parameters())) for paths in (one, two, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_compiled_network_is_not_compiled_anew_for_every_keep_rate() -> None:
+    made, paths = dropping("resnet8")
+    made.train()
+    counter = CompileCounter()
+    fast = torch.compile(paths, backend=counter)
+    for rate in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.8):
+        paths.set_keep(rate)
+        fast(IMAGES)
+    assert counter.frame_count == 2  # with and without dropping
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.5])
