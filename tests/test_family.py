@@ -158,6 +158,8 @@ def test_students_share_teacher_images_and_small_network(
     gap = 100 * (large["holdout_agreement"] - answer.value["small_network"]["holdout_agreement"])
     assert large["gap_points"] == pytest.approx(gap)
     assert edge["gap_points"] is not None
+    own = json.loads((run / "students" / "large" / "summary.json").read_text())
+    assert own["method_facts"]["small_network"]["gap_points"] == large["gap_points"]
     assert json.loads((run / "summary.json").read_text()) == answer.value
     for name in ("edge", "large"):
         folder = run / "students" / name

@@ -19,6 +19,7 @@ def method_facts(run: Path) -> dict[str, Any]:
         "comparison": _comparison(_read(run, "student", "comparison.json")),
         "selection": _selection(_read(run, "student", "selection.json")),
         "keys": _keys(_read(run, "student", "keys.json")),
+        "small_network": _small_network(_read(run, "student", "arch_overfitting.json")),
         "pilot": _pilot(_read(run, "transfer", "pilot.json")),
         "gan": _gan(made or None),
     }
@@ -78,6 +79,16 @@ def _keys(told: Facts | None) -> dict[str, Any] | None:
         "threshold": told["threshold"],
         "bytes_all": told["bytes_per_image"]["all"],
         "bytes_used": told["bytes_per_image"]["used"],
+    }
+
+
+def _small_network(told: Facts | None) -> dict[str, Any] | None:
+    if told is None or told["small"] is None:
+        return None
+    return {
+        "arch": told["small"]["arch"],
+        "agreement": told["small"]["holdout_agreement"],
+        **{name: told[name] for name in ("gap_points", "gap_error_points", "held_out")},
     }
 
 
