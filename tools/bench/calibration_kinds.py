@@ -178,13 +178,14 @@ def main() -> None:
     parser.add_argument("shared", type=Path)
     parser.add_argument("--keep", type=Path, required=True, help="folder for networks and draws")
     parser.add_argument("--steps", type=int, default=600, help="of the student's training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="draws")
     given = parser.parse_args()
     torch.set_num_threads(1)
     began = time.perf_counter()
     subject = read_subject(STUDENT, given.shared, given.keep, steps=given.steps)
     graph = export_student(subject.student, given.keep / "kinds.onnx", batch=1, resize=RESIZE_RULE)
     draws = []
-    for seed in SEEDS:
+    for seed in given.seeds:
         file = given.keep / f"kinds-{seed}.json"
         if not file.exists():
             write_json(file, run(subject, graph, seed, given.keep))
@@ -199,6 +200,7 @@ def main() -> None:
             "passed": None,
             "gates": [],
             "student": STUDENT.name,
+            "seeds": given.seeds,
             "rows": rows,
             "conditions": read_conditions(
                 threads=1,
