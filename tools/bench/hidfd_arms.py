@@ -16,23 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from arms import (
     Images,
     Runs,
     Split,
     accuracy,
     arguments,
-    class_names,
     compare,
-    read_split,
     summarize,
-    supervised_teacher,
     write_result,
     write_set,
 )
+from fashion import AUGMENT, SIDE, read_task
 
-from hydistill_edge.images.augment import AugmentSettings
 from hydistill_edge.images.leak import check_leak
 from hydistill_edge.images.pilot import choose_pilot
 from hydistill_edge.images.transfer_format import Origin
@@ -46,10 +42,8 @@ from hydistill_edge.synthesis.gan_settings import GanSettings
 
 QUESTION = str(__doc__).splitlines()[0]
 
-SIDE = 16
 COLLECTED = 500
 SYNTHETIC = 5000
-AUGMENT = AugmentSettings(crop_pad=1, flip=0.5)
 GAN = GanSettings(iterations=1200, width=8, batch=100)
 # At N = 10 half of the list are collected images, as published (5,000 times 10 against 50,000).
 STUDENT = HiDFDSettings(steps=1000, inflation=10, augment=AUGMENT, evaluations=10)
@@ -140,23 +134,14 @@ def main() -> None:
     """Train what is missing and write the result."""
     given = arguments(QUESTION)
     runs = Runs(given.keep, given.seeds)
-    folder = given.shared / "data" / "fashion_mnist"
-    whole = read_split(folder / "train.npz", side=SIDE, channels=1)
-    test = read_split(folder / "test.npz", side=SIDE, channels=1)
-    is_candidate = np.arange(len(whole)) % 4 == 0
-    candidates = whole[is_candidate]
-    teacher = supervised_teacher(
-        whole[~is_candidate],
-        class_names(folder / "train.npz"),
-        architecture="resnet20",
-        width=0.5,
-        steps=1500,
-        augment=AUGMENT,
-        file=given.keep / "teacher.safetensors",
-    )
+    task = read_task(given.shared, given.keep)
     for seed in runs.seeds:
         for name in ARMS:
-            runs.do(name, seed, partial(run, name, seed, teacher, candidates, test, given.keep))
+            runs.do(
+                name,
+                seed,
+                partial(run, name, seed, task.teacher, task.unseen, task.test, given.keep),
+            )
     entropy = runs.table(["hybrid", "wo_smoothing"], "class_entropy")
     write_result(
         "hidfd_arms",
@@ -164,7 +149,7 @@ def main() -> None:
         table=runs.table(list(ARMS)),
         claims=CLAIMS,
         more={
-            "teacher_accuracy": accuracy(teacher, test),
+            "teacher_accuracy": accuracy(task.teacher, task.test),
             "class_entropy": {
                 **summarize(entropy),
                 "paired": compare(entropy, "hybrid", "wo_smoothing"),
@@ -175,7 +160,7 @@ def main() -> None:
                 "size": [SIDE, SIDE, 1],
                 "collected": COLLECTED,
                 "synthetic": SYNTHETIC,
-                "test_images": len(test),
+                "test_images": len(task.test),
                 "gan_iterations": GAN.iterations,
                 "student_steps": STUDENT.steps,
             },

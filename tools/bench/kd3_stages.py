@@ -23,16 +23,14 @@ from arms import (
     Split,
     accuracy,
     arguments,
-    class_names,
     compare,
     read_split,
     summarize,
-    supervised_teacher,
     write_result,
     write_set,
 )
+from fashion import AUGMENT, SIDE, read_task
 
-from hydistill_edge.images.augment import AugmentSettings
 from hydistill_edge.images.transfer_format import Origin
 from hydistill_edge.methods.kd3 import KD3Settings, distill
 from hydistill_edge.models.student import Student
@@ -40,11 +38,9 @@ from hydistill_edge.models.teacher import Teacher
 
 QUESTION = str(__doc__).splitlines()[0]
 
-SIDE = 16
 FITTING = 2500
 NOISE = ("drawing", "inverted", "unrelated")
 POOL_SHARES = {"pool_20": 0.2, "pool_5": 0.05}
-AUGMENT = AugmentSettings(crop_pad=1, flip=0.5)
 FULL = KD3Settings(epochs=16, steps_per_epoch=60, batch=128, augment=AUGMENT, evaluations=8)
 
 STAGES = {
@@ -148,22 +144,12 @@ def main() -> None:
     """Train what is missing and write the result."""
     given = arguments(QUESTION)
     runs = Runs(given.keep, given.seeds)
-    data = given.shared / "data"
-    whole = read_split(data / "fashion_mnist" / "train.npz", side=SIDE, channels=1)
-    test = read_split(data / "fashion_mnist" / "test.npz", side=SIDE, channels=1)
-    digits = read_split(data / "mnist_subset" / "train.npz", side=SIDE, channels=1)
-    is_private = np.arange(len(whole)) % 4 > 0
-    teacher = supervised_teacher(
-        whole[is_private],
-        class_names(data / "fashion_mnist" / "train.npz"),
-        architecture="resnet20",
-        width=0.5,
-        steps=1500,
-        augment=AUGMENT,
-        file=given.keep / "teacher.safetensors",
-    )
+    task = read_task(given.shared, given.keep)
+    digits_file = given.shared / "data" / "mnist_subset" / "train.npz"
+    digits = read_split(digits_file, side=SIDE, channels=1)
+    teacher, test = task.teacher, task.test
     tests = {"plain": test, "restyled": Split(restyled(test.images, seed=0), test.labels)}
-    images = (whole[~is_private].images, digits.images)
+    images = (task.unseen.images, digits.images)
     arms = {**STAGES, **dict.fromkeys(POOL_SHARES, FULL)}
     for seed in runs.seeds:
         for name, settings in arms.items():

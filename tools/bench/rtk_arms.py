@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from arms import (
     Images,
@@ -25,16 +24,13 @@ from arms import (
     Split,
     accuracy,
     arguments,
-    class_names,
-    read_split,
     summarize,
-    supervised_teacher,
     write_result,
     write_set,
 )
+from fashion import AUGMENT, SIDE, read_task
 from torch import Tensor
 
-from hydistill_edge.images.augment import AugmentSettings
 from hydistill_edge.methods import kd, rtk
 from hydistill_edge.methods.kd import KDSettings
 from hydistill_edge.methods.rtk import RTKSettings
@@ -44,10 +40,8 @@ from hydistill_edge.models.teacher import Features, Teacher
 
 QUESTION = str(__doc__).splitlines()[0]
 
-SIDE = 16
 IMAGES = 1000
 CORRUPTED = 3
-AUGMENT = AugmentSettings(crop_pad=1, flip=0.5)
 RTK = RTKSettings(steps=1000, augment=AUGMENT, evaluations=8)
 PLAIN = {
     "batch": RTK.batch,
@@ -148,20 +142,9 @@ def main() -> None:
     """Train what is missing and write the result."""
     given = arguments(QUESTION)
     runs = Runs(given.keep, given.seeds)
-    folder = given.shared / "data" / "fashion_mnist"
-    whole = read_split(folder / "train.npz", side=SIDE, channels=1)
-    test = read_split(folder / "test.npz", side=SIDE, channels=1)
-    is_private = np.arange(len(whole)) % 4 > 0
-    teacher = supervised_teacher(
-        whole[is_private],
-        class_names(folder / "train.npz"),
-        architecture="resnet20",
-        width=0.5,
-        steps=1500,
-        augment=AUGMENT,
-        file=given.keep / "teacher.safetensors",
-    )
-    images = whole[~is_private].images[:IMAGES]
+    task = read_task(given.shared, given.keep)
+    teacher, test = task.teacher, task.test
+    images = task.unseen.images[:IMAGES]
     arms = {**ARMS, **CORRUPTED_ARMS}
     for seed in runs.seeds:
         for name, settings in arms.items():
