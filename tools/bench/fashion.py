@@ -21,7 +21,7 @@ class Task:
     """The task.
 
     Attributes:
-        teacher: a ResNet-20 of half the width, trained on 15,000 labelled images.
+        teacher: a ResNet-20, of half the width unless told, trained on 15,000 labelled images.
         unseen: the 5,000 images of the training split that it never saw.
         test: the test split.
     """
@@ -31,8 +31,14 @@ class Task:
     test: Split
 
 
-def read_task(shared: Path, keep: Path) -> Task:
-    """Return the task; the teacher is trained where `keep` does not hold it yet."""
+def read_task(shared: Path, keep: Path, *, width: float = 0.5) -> Task:
+    """Return the task; the teacher is trained where `keep` does not hold it yet.
+
+    Args:
+        shared: folder with `data/`.
+        keep: folder for the teacher.
+        width: multiplier of the teacher's channels.
+    """
     folder = shared / "data" / "fashion_mnist"
     whole = read_split(folder / "train.npz", side=SIDE, channels=1)
     is_unseen = np.arange(len(whole)) % 4 == 0
@@ -40,7 +46,7 @@ def read_task(shared: Path, keep: Path) -> Task:
         whole[~is_unseen],
         class_names(folder / "train.npz"),
         architecture="resnet20",
-        width=0.5,
+        width=width,
         steps=1500,
         augment=AUGMENT,
         file=keep / "teacher.safetensors",
