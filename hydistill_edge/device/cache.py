@@ -22,9 +22,10 @@ from hydistill_edge.errors import BundleError, MissingFileError, UsageError
 CACHE_VARIABLE = "HYDISTILL_CACHE"
 LEFTOVER_AGE_S = 3600.0  # unpacking takes seconds; nobody works on a folder that old
 
-# What a runtime built for this machine and keeps beside the model. TensorRT's plans carry a seal
-# that only this machine can make (targets/tensorrt/plan_store.py); others read no such files.
-MADE_HERE = (".plan", ".plan.seal")
+# What a runtime built for this machine and keeps beside the model. TensorRT's plans and timings
+# carry a seal that only this machine can make (targets/tensorrt/plan_store.py); others read no such
+# files.
+MADE_HERE = (".plan", ".cache", ".seal")
 
 
 def default_cache(environment: Mapping[str, str] | None = None) -> Path:

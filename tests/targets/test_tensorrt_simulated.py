@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hydistill_edge.device.cache import MADE_HERE
 from hydistill_edge.errors import (
     GraphError,
     HydistillError,
@@ -98,6 +99,17 @@ def test_simulated_runner_returns_the_engines_logits(device: Device) -> None:
 
     np.testing.assert_array_equal(logits, expected(pixels))
     assert logits.dtype == np.float32
+
+
+def test_bundle_cache_knows_every_file_that_the_engine_leaves_beside_the_model(
+    device: Device,
+) -> None:
+    with device.open():
+        pass
+
+    left = {file.name for file in device.model.parent.iterdir()} - {device.model.name}
+    assert len(left) == 4, "plan and timings, each with its seal"
+    assert all(name.endswith(MADE_HERE) for name in left)
 
 
 def test_simulated_runner_keeps_earlier_logits_when_run_again(device: Device) -> None:
