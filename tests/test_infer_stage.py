@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hydistill_edge import Recipe, build
 from hydistill_edge.errors import RecipeError
 from hydistill_edge.images.compensated_set import CompensatedSet
 from hydistill_edge.images.transfer_set import TransferSet
+from hydistill_edge.stages.parity import Ladder
 
 SET = {
     **{"ipc": 5, "networks": ["resnet8"], "width": 0.25, "squeeze_epochs": 1, "flip": False},
@@ -69,6 +71,22 @@ def test_transfer_manifest_repeats_what_was_measured_of_the_set(run: Path) -> No
     assert [network["name"] for network in told["networks"]] == ["teacher", "1-resnet8"]
     assert {"natural", "compensated"} == set(told["realism"])
     assert "not anonymous" in told["privacy"]
+
+
+def test_parity_on_real_images_leaves_compensated_ones_out() -> None:
+    origins = np.array(["real", "web", "synthetic", "derived"])
+    work: Any = SimpleNamespace(
+        recipe=SimpleNamespace(class_names=lambda: ("a", "b")),
+        partition=SimpleNamespace(parity=np.array([3, 2, 1, 0])),
+        transfer=SimpleNamespace(origins=origins),
+    )
+    planned = SimpleNamespace(profile=SimpleNamespace(batch=1), target="openvino", precision="int8")
+    built: Any = SimpleNamespace(planned=planned)
+    ladder = Ladder(work, built, built)
+
+    assert ladder.rows[ladder.real].tolist() == [1, 0]
+    ladder.real[:] = False
+    assert "real" not in [step.source for step in ladder.steps()]
 
 
 def test_student_and_calibration_come_of_it(run: Path) -> None:

@@ -28,6 +28,9 @@ Origin = Literal["real", "web", "synthetic", "derived"]
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 """Where an image can come from; a shard stores the place in this list."""
 
+REAL_ORIGINS: tuple[Origin, ...] = ("real", "web")
+"""Images that were taken; the others were made, `derived` ones from real images and a tensor."""
+
 LogitsDtype = Literal["float32", "float16"]
 
 UNKNOWN_LABEL = -1

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hydistill_edge.errors import MethodError
+from hydistill_edge.images.transfer_format import REAL_ORIGINS
 from hydistill_edge.images.transfer_set import Indices, TransferSet
 from hydistill_edge.objectives.logits import agreement, kd_kl
 from hydistill_edge.training.loop import Judgement
 from hydistill_edge.training.sampling import Passes
-
-REAL = ("real", "web")
-"""Origins that count as real; the others (synthetic, derived) count as synthetic."""
 
 HOLDOUT_LIMIT = 2000
 """Images held out at most: the standard error of an agreement is then 1 point or less."""
@@ -155,7 +153,7 @@ def standard_error(share: float, count: int) -> float:
 
 def is_real(transfer: TransferSet) -> NDArray[np.bool_]:
     """Return which images of a set are real, shape (len(set),)."""
-    return np.isin(transfer.origins, REAL)
+    return np.isin(transfer.origins, REAL_ORIGINS)
 
 
 def split(transfer: TransferSet, share: float, seed: int) -> tuple[Indices, Indices]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hydistill_edge.images.transfer_format import REAL_ORIGINS
 from hydistill_edge.stages import artifacts
 from hydistill_edge.stages.artifacts import Built
 from hydistill_edge.stages.logits import network_logits
@@ -59,7 +60,7 @@ class Ladder:
         self.batch = built.planned.profile.batch
         self.classes = work.recipe.class_names()
         self.rows = work.partition.parity
-        self.real = work.transfer.origins[self.rows] != "synthetic"
+        self.real = np.isin(work.transfer.origins[self.rows], REAL_ORIGINS)
 
     def steps(self) -> Iterator[Step]:
         """Yield the rungs in order."""
