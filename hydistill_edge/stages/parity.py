@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Iterator
 from functools import partial
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hydistill_edge.bundle.golden import encode_png
 from hydistill_edge.images.transfer_format import REAL_ORIGINS
 from hydistill_edge.stages import artifacts
 from hydistill_edge.stages.artifacts import Built
@@ -187,12 +187,3 @@ class Ladder:
         file = self.work.path("graph", self.planned.graph)
         with open_runner(target, file, threads=1, precision="fp32") as runner:
             return parity.run_in_batches(runner.run, self.images(rows), self.batch)
-
-
-def encode_png(image: Images) -> bytes:
-    """Return one image, shape (H, W, C), as a PNG file."""
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(stream, "PNG")
-    return stream.getvalue()
