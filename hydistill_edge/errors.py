@@ -14,6 +14,7 @@ HydistillError                      exit code 4: a fault of ours, unless a subcl
 │   ├── BundleError                 a bundle that is hostile, altered or incomplete
 │   ├── SignatureError              a signature that is missing, not trusted or wrong
 │   └── RunDirectoryError           a run directory that is busy or not one of ours
+├── StudentsFailedError             some of several students; exit code: the largest of theirs
 └── MissingError                    exit code 3: something is missing here
     ├── MissingFileError            a file or folder that does not exist
     ├── MissingPackageError         an extra that is not installed
@@ -22,11 +23,14 @@ HydistillError                      exit code 4: a fault of ours, unless a subcl
 
 An expected "no" (a failed gate) is never an exception: it is a value, and exit code 1.
 Every message says what happened, with which value, what was expected, and what to do.
+`describe` says the same of errors that are none of these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 
 class HydistillError(Exception):
@@ -118,3 +122,73 @@ class TargetUnavailableError(MissingError):
 
 class NoSpaceError(MissingError):
     """The disk is full."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error as a value.
+
+    Attributes:
+        kind: name of its class.
+        message: what happened, and what to do.
+        exit_code: of a command that ends with it.
+    """
+
+    kind: str
+    message: str
+    exit_code: int
+
+
+class StudentsFailedError(HydistillError):
+    """A stage could not be run for some of several students.
+
+    Attributes:
+        failures: name of the student -> what happened.
+    """
+
+    def __init__(self, failures: Mapping[str, Failure]) -> None:
+        self.failures = dict(failures)
+        self.exit_code = max(failure.exit_code for failure in failures.values())
+        super().__init__(
+            "; ".join(f"student {name}: {failure.message}" for name, failure in failures.items())
+        )
+
+
+def describe(error: Exception) -> Failure:
+    """Return an error as a value; one that nobody foresaw is translated into one of ours."""
+    known = _translated(error)
+    if known is not None:
+        return Failure(type(known).__name__, str(known), known.exit_code)
+    kind = type(error).__name__
+    said = f"{kind}: {error} (a fault of ours; please report it with --debug)"
+    return Failure(kind, said, HydistillError.exit_code)
+
+
+def _translated(error: Exception) -> HydistillError | None:
+    if isinstance(error, HydistillError):
+        return error
+    if isinstance(error, ImportError):
+        return _of_import(error)
+    return _of_system(error) if isinstance(error, OSError) else None
+
+
+def _of_system(error: OSError) -> HydistillError:
+    """Say what the system refused; what a command foresees has a message of its own."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError(
+            f"no space left on the disk ({error}); what was finished before is kept: free some "
+            "space and run the same command again"
+        )
+    return UsageError(f"the system refused a file ({error}); check the path and its permissions")
+
+
+def _of_import(error: ImportError) -> MissingPackageError:
+    """Say which extra brings a package that is not installed."""
+    package = (error.name or "").partition(".")[0]
+    extra = {"openvino": "openvino", "tensorrt": "tensorrt", "onnxruntime": "onnxruntime"}.get(
+        package, "build"
+    )
+    return MissingPackageError(
+        f"this command needs the package {package or error}, which is not installed; "
+        f'run pip install "hydistill-edge[{extra}]"'
+    )

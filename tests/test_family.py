@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from hydistill_edge.build import open_recipe
-from hydistill_edge.errors import MissingFileError, RecipeError, UsageError
+from hydistill_edge.build import STAGES, open_recipe
+from hydistill_edge.errors import (
+    GraphError,
+    HydistillError,
+    MissingFileError,
+    NoSpaceError,
+    RecipeError,
+    StudentsFailedError,
+    TargetUnavailableError,
+    UsageError,
+)
 from hydistill_edge.family import Family, read_recipe
-from hydistill_edge.family_build import NO_SMALL, OTHER_HOLDOUT, _gap, build_family
+from hydistill_edge.family_build import (
+    NO_SMALL,
+    NOT_BUILT,
+    OTHER_HOLDOUT,
+    SMALL_NOT_BUILT,
+    _gap,
+    build_family,
+)
 from hydistill_edge.recipe import Recipe
 from hydistill_edge.run_directory import write_json
 
@@ -190,7 +207,10 @@ def test_table_has_every_student_with_its_gap(hydistill: Any) -> None:
     from hydistill_edge.cli.build import students_table
 
     network = {"arch": "zoo:resnet8", "params": 78_000, "accuracy": 0.9}
-    row = {**network, "name": "edge", "teacher_agreement": 0.95, "passed": True, "artifacts": []}
+    row = {
+        **{**network, "name": "edge", "teacher_agreement": 0.95, "passed": True, "artifacts": []},
+        "failure": None,
+    }
     summary = {
         "teacher": {**network, "arch": "zoo:resnet20"},
         "small_network": {**network, "arch": "zoo:convnet3", "holdout_agreement": 0.5},
@@ -218,3 +238,112 @@ def test_stage_is_refused_when_there_is_none_of_its_name(tmp_path: Path) -> None
     with pytest.raises(UsageError, match='no stage "studnt"'):
         build_family(Family.parse(TWO), out=tmp_path / "run", only="studnt")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def fail_at(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that makes a stage fail for the students that are named."""
+
+    def fail(stage: str, failures: dict[str, Exception]) -> None:
+        real = STAGES[stage]
+
+        def run(work: Any) -> None:
+            for name, error in failures.items():
+                if work.recipe.name == f"tiny-{name}":
+                    raise error
+            real(work)
+
+        monkeypatch.setitem(STAGES, stage, run)  # type: ignore[arg-type]
+
+    return fail
+
+
+@pytest.mark.usefixtures("quick")
+def test_other_students_are_built_when_one_fails_and_a_rerun_makes_what_is_missing(
+    tiny_inputs: Any, hydistill: Any, tmp_path: Path, fail_at: Any
+) -> None:
+    run, file = tmp_path / "run", family_file(tiny_inputs, tmp_path / "recipe.yaml")
+    failures = {"large": GraphError("no such layer")}
+    fail_at("graph", failures)
+    answer = hydistill("build", file, "--out", run, "--json")
+    edge, large = answer.value["students"]
+    assert answer.code == 2
+    assert answer.err == "error: student large: no such layer\n"
+    assert large["failure"] == {"kind": "GraphError", "message": "no such layer", "exit_code": 2}
+    assert (large["accuracy"], large["accuracy_note"], large["passed"]) == (None, NOT_BUILT, None)
+    assert (edge["failure"], edge["gap_note"]) == (None, SMALL_NOT_BUILT)
+    assert edge["accuracy"] is not None
+    assert answer.value["passed"] is not True
+    assert "GraphError: no such layer" in (run / "errors" / "large.txt").read_text()
+    assert not list(run.glob("students/large/bundle"))
+
+    before = records(run)
+    failures.clear()
+    answer = hydistill("build", file, "--out", run, "--json")
+    assert [student["failure"] for student in answer.value["students"]] == [None, None]
+    assert answer.code == (1 if answer.value["passed"] is False else 0)
+    after = records(run)
+    assert {name for name in before if before[name] != after[name]} == set()
+    assert all(name.startswith("students/large/") for name in set(after) - set(before))
+    assert not (run / "errors").exists()
+
+
+def family_of(tiny_inputs: Any, folder: Path) -> Family:
+    family = read_recipe(family_file(tiny_inputs, folder / "recipe.yaml"))
+    assert isinstance(family, Family)
+    return family
+
+
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages that do nothing."""
+    for name in STAGES:
+        monkeypatch.setitem(STAGES, name, lambda _: None)  # type: ignore[arg-type]
+    monkeypatch.setattr("hydistill_edge.run_directory.RunDirectory.borrow", lambda *_: None)
+
+
+@pytest.mark.usefixtures("still")
+def test_stage_alone_is_run_for_all_students_before_it_is_told_who_failed(
+    tiny_inputs: Any, tmp_path: Path, fail_at: Any
+) -> None:
+    fail_at("student", {"edge": RuntimeError("surprise"), "large": MissingFileError("no file")})
+    with pytest.raises(
+        StudentsFailedError, match=r"edge: RuntimeError: .*; student large: no fi"
+    ) as e:
+        build_family(family_of(tiny_inputs, tmp_path), out=tmp_path / "run", only="student")
+    assert e.value.exit_code == 4
+    assert sorted(path.name for path in (tmp_path / "run" / "errors").iterdir()) == [
+        "edge.txt",
+        "large.txt",
+    ]
+
+
+@pytest.mark.usefixtures("still")
+@pytest.mark.parametrize(
+    "error", [NoSpaceError("full"), OSError(28, "No space left on device")], ids=["ours", "system"]
+)
+def test_full_disk_stops_the_build_of_all(
+    tiny_inputs: Any, tmp_path: Path, fail_at: Any, error: Exception
+) -> None:
+    fail_at("student", {"edge": error})
+    with pytest.raises(type(error)):
+        build_family(family_of(tiny_inputs, tmp_path), out=tmp_path / "run", only="student")
+    assert not (tmp_path / "run" / "students" / "large").exists()
+
+
+@pytest.mark.usefixtures("still")
+@pytest.mark.parametrize("missing", [("edge", "large"), ("edge",)], ids=["all", "one"])
+def test_family_is_refused_before_images_are_made_when_no_student_can_be_built(
+    tiny_inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]
+) -> None:
+    def refuse(work: Any) -> None:
+        if work.recipe.name.removeprefix("tiny-") in missing:
+            raise TargetUnavailableError("no runtime")
+
+    for module in ("build", "family_build"):
+        monkeypatch.setattr(sys.modules[f"hydistill_edge.{module}"], "require_builders", refuse)
+    expected = TargetUnavailableError if len(missing) == 2 else StudentsFailedError
+    with pytest.raises(expected) as caught:
+        build_family(family_of(tiny_inputs, tmp_path), out=tmp_path / "run", only="targets")
+    assert isinstance(caught.value, HydistillError)
+    assert caught.value.exit_code == 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from typing import Annotated
 
@@ -25,7 +24,7 @@ from hydistill_edge.cli import (
     verify,
 )
 from hydistill_edge.cli.console import print_error
-from hydistill_edge.errors import HydistillError, MissingPackageError, NoSpaceError, UsageError
+from hydistill_edge.errors import Failure, UsageError, describe
 
 STOPPED = 130
 """Exit code of a command that was stopped by Ctrl-C, as shells have it."""
@@ -86,24 +85,17 @@ def run(arguments: list[str]) -> int:
         if code == STOPPED:  # what typer makes of Ctrl-C
             return _stopped()
         return code if isinstance(code, int) else 0
-    except HydistillError as error:
-        return _fail(error, error.exit_code, debug, as_json)
-    except ImportError as error:
-        return _fail(_translate(error), MissingPackageError.exit_code, debug, as_json)
     except KeyboardInterrupt:
         return _stopped()
     except BrokenPipeError:
         return 0  # the reader of our output has seen enough
-    except OSError as error:
-        translated = _translate_os(error)
-        return _fail(translated, translated.exit_code, debug, as_json)
     except Exception as error:
-        if hasattr(error, "format_message"):  # click's usage errors
-            return _fail(error, 2, debug, as_json, text=error.format_message())
         if type(error).__name__ == "Abort":
             return _stopped()
-        text = f"{type(error).__name__}: {error} (a fault of ours; please report it with --debug)"
-        return _fail(error, 4, debug, as_json, text=text)
+        failure = describe(error)
+        if hasattr(error, "format_message"):  # click's usage errors
+            failure = Failure(type(error).__name__, error.format_message(), UsageError.exit_code)
+        return _fail(error, failure, debug, as_json)
 
 
 def _stopped() -> int:
@@ -111,36 +103,11 @@ def _stopped() -> int:
     return STOPPED
 
 
-def _fail(
-    error: BaseException, code: int, debug: bool, as_json: bool, *, text: str | None = None
-) -> int:
+def _fail(error: Exception, failure: Failure, debug: bool, as_json: bool) -> int:
     if debug:
         import traceback
 
         traceback.print_exception(error)
-    message = text if text is not None else str(error)
-    if message:  # no command at all is answered by the help, which stands there already
-        print_error(message, kind=type(error).__name__, code=code, as_json=as_json)
-    return code
-
-
-def _translate_os(error: OSError) -> HydistillError:
-    """Say what the system refused; what a command foresees has a message of its own."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpaceError(
-            f"no space left on the disk ({error}); what was finished before is kept: free some "
-            "space and run the same command again"
-        )
-    return UsageError(f"the system refused a file ({error}); check the path and its permissions")
-
-
-def _translate(error: ImportError) -> MissingPackageError:
-    """Say which extra brings a package that is not installed."""
-    package = (error.name or "").partition(".")[0]
-    extra = {"openvino": "openvino", "tensorrt": "tensorrt", "onnxruntime": "onnxruntime"}.get(
-        package, "build"
-    )
-    return MissingPackageError(
-        f"this command needs the package {package or error}, which is not installed; "
-        f'run pip install "hydistill-edge[{extra}]"'
-    )
+    if failure.message:  # no command at all is answered by the help, which stands there already
+        print_error(failure.message, kind=failure.kind, code=failure.exit_code, as_json=as_json)
+    return failure.exit_code

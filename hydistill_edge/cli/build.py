@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from hydistill_edge.cli.console import (
     percent,
     plain,
     points,
+    print_error,
     print_json,
     progress,
     stdout,
@@ -60,7 +62,7 @@ def build(
 
 
 def show(result: Build, *, json: bool) -> None:
-    """Print a finished build; exit with 1 where a gate said no."""
+    """Print a finished build; exit with 1 where a gate said no, or as its failed students ask."""
     if json:
         print_json(result.summary)
     else:
@@ -75,8 +77,25 @@ def show(result: Build, *, json: bool) -> None:
             console.print(f"{verdict(result.passed)}  {report}", soft_wrap=True)
         else:
             console.print(plain(f"done; the run directory is {result.path}"), soft_wrap=True)
-    if result.passed is False:
-        raise typer.Exit(1)
+    code = show_failures(result.summary.get("students", ()))
+    if code or result.passed is False:
+        raise typer.Exit(code or 1)
+
+
+def show_failures(students: Sequence[Mapping[str, Any]]) -> int:
+    """Print on stderr why students could not be built; return the exit code, 0 without any."""
+    codes = [0]
+    for student in students:
+        failure = student["failure"]
+        if failure is not None:
+            codes.append(failure["exit_code"])
+            print_error(
+                f"student {student['name']}: {failure['message']}",
+                kind=failure["kind"],
+                code=codes[-1],
+                as_json=False,
+            )
+    return max(codes)
 
 
 def summary_table(summary: dict[str, Any]) -> Any:
@@ -132,8 +151,8 @@ def students_table(summary: dict[str, Any]) -> Any:
             percent(student["teacher_agreement"]),
             points(student["gap_points"]),
             "",
-            f"{student['params'] / 1e6:.3g} M",
-            verdict(student["passed"]),
+            _parameters(student["params"]),
+            "[red]not built[/]" if student["failure"] else verdict(student["passed"]),
         )
         for artifact in student["artifacts"]:
             made.add_row(
@@ -148,6 +167,10 @@ def students_table(summary: dict[str, Any]) -> Any:
                 verdict(artifact["passed"]),
             )
     return made
+
+
+def _parameters(count: int | None) -> str:
+    return "-" if count is None else f"{count / 1e6:.3g} M"
 
 
 def _network(model: dict[str, Any]) -> str:

@@ -71,9 +71,9 @@ def summarize(work: Work) -> dict[str, Any]:
         "schema_version": 1,
         "name": work.recipe.name,
         "method": work.recipe.method,
-        "teacher": _teacher(work, scores),
+        "teacher": teacher_line(work, scores),
         "student": student,
-        "transfer": _transfer(work),
+        "transfer": transfer_line(work),
         "method_facts": method_facts(work.run.path),
         "artifacts": rows,
         "wall_s": work.run.wall_s(),
@@ -91,7 +91,13 @@ def overall(verdicts: Iterable[bool | None]) -> bool | None:
     return all(judged) if judged else None
 
 
-def _teacher(work: Work, scores: Mapping[str, Any]) -> dict[str, Any]:
+def teacher_line(work: Work, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the teacher's part of the summary.
+
+    Args:
+        work: on the run directory.
+        scores: name -> entry of evaluation.json.
+    """
     facts = read_json(work.path("teacher.json"))
     return {
         **{name: facts[name] for name in ("arch", "params", "macs", "role", "digest")},
@@ -149,7 +155,8 @@ def _deployment(work: Work) -> dict[str, Any] | None:
     }
 
 
-def _transfer(work: Work) -> dict[str, Any]:
+def transfer_line(work: Work) -> dict[str, Any]:
+    """Return the transfer set's part of the summary."""
     manifest = read_json(work.path("transfer", "manifest.json"))
     origins, details = manifest["per_origin"], manifest["details"]
     skipped, excluded = len(details.get("skipped", ())), details.get("excluded", 0)
