@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from hydistill_edge.calibration.choose import pixel_digest
 from hydistill_edge.calibration.ranges import METHODS
 from hydistill_edge.run_directory import RunDirectory
 from hydistill_edge.stages import calibration, targets
+from hydistill_edge.stages.bundle import _fit_reject
 from hydistill_edge.stages.work import Work, quiet
 
 
@@ -45,6 +49,32 @@ def test_chosen_images_are_apart_from_parity_and_golden(work: Work) -> None:
     apart = np.concatenate([work.partition.parity, work.partition.golden])
     others = {image.tobytes() for image in work.transfer.images(apart)}
     assert not others & {image.tobytes() for image in images}
+
+
+def test_reject_rule_leaves_out_the_images_that_ranges_were_taken_from(tmp_path: Path) -> None:
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "holdout.json").write_text('{"rows": [0, 1, 2]}')
+    (tmp_path / "calibration.json").write_text('{"ids": ["line:1", "line:9"]}')
+    transfer = SimpleNamespace(
+        ids=["line:0", "line:1", "line:2", "line:3"],
+        labels=np.full(4, -1),
+        pseudo_labels=np.zeros(4, np.int64),
+        origins=np.full(4, "real"),
+        images=lambda rows: np.zeros((len(rows), 8, 8, 1), np.uint8),
+    )
+    runner = SimpleNamespace(run=lambda images: np.zeros((len(images), 2), np.float32))
+    work: Any = SimpleNamespace(
+        path=tmp_path.joinpath,
+        transfer=transfer,
+        recipe=SimpleNamespace(class_names=lambda: ("a", "b")),
+    )
+    built: Any = SimpleNamespace(
+        folder=tmp_path,
+        open=lambda: nullcontext(runner),
+        planned=SimpleNamespace(profile=SimpleNamespace(batch=1)),
+    )
+
+    assert "2 real hold-out images" in _fit_reject(work, built).why
 
 
 def test_images_come_from_the_student_when_asked(work: Work) -> None:

@@ -87,11 +87,13 @@ def _golden(work: Work, built: Built) -> tuple[dict[str, bytes], Golden]:
 
 
 def _fit_reject(work: Work, built: Built) -> Fit:
-    """Fit on held-out real images: training has not seen them, and quantization neither."""
+    """Fit on held-out real images: not trained on, and no int8 range was taken from them."""
     file = work.path("student", "holdout.json")
-    rows = np.array(read_json(file)["rows"] if file.exists() else [], np.int64)
+    calibration = built.folder / "calibration.json"
+    seen = set(read_json(calibration)["ids"] if calibration.exists() else ())
+    held_out = read_json(file)["rows"] if file.exists() else []
     transfer = work.transfer
-    rows = rows[~np.isin(rows, work.partition.calibration)]
+    rows = np.array([row for row in held_out if transfer.ids[row] not in seen], np.int64)
     labels = transfer.labels[rows]
     labelled = bool(len(rows)) and bool((labels >= 0).all())
     classes = work.recipe.class_names()
