@@ -119,8 +119,12 @@ class Plan:
         problems = []
         if self.steps < 1:
             problems.append(f"steps is {self.steps}; expected at least 1")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             problems.append(f"learning_rate is {self.learning_rate}; expected more than 0")
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            problems.append(f"momentum is {self.momentum}; expected a share in [0, 1) or none")
+        if not 0 <= self.weight_decay < math.inf:
+            problems.append(f"weight_decay is {self.weight_decay}; expected at least 0")
         if self.schedule not in SCHEDULES:
             problems.append(
                 f'schedule "{self.schedule}" is unknown; expected {", ".join(SCHEDULES)}'

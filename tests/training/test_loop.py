@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -205,6 +206,18 @@ def test_nothing_is_written_when_no_folder_is_given(
 def test_plan_lists_every_problem_when_values_are_out_of_range() -> None:
     with pytest.raises(UsageError, match=r"(?s)steps is 0.*learning_rate is -1.*linear.*ema_share"):
         Plan(steps=0, learning_rate=-1, schedule="linear", ema_share=1.0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"weight_decay": -1e-4}, {"weight_decay": math.nan}, {"momentum": 1.0}],
+    ids=["negative", "nan", "momentum"],
+)
+def test_plan_refuses_what_an_optimizer_would_refuse_in_the_middle_of_a_build(
+    wrong: dict[str, float],
+) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(wrong))} is .*expected"):
+        replace(PLAN, **wrong)
 
 
 def test_position_decides_rate_judgements_and_end(tmp_path: Path) -> None:
