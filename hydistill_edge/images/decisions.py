@@ -98,7 +98,10 @@ def _entries(path: Path) -> list[tuple[str, str, str]]:
     if path.suffix.lower() == ".json":
         return _json_entries(path, text)
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    columns = tuple(reader.fieldnames or ())
+    try:
+        columns, rows = tuple(reader.fieldnames or ()), list(reader)
+    except csv.Error as error:  # such as a quote that is never closed
+        raise UsageError(f"{path}: no CSV table ({error}); save the sheet again") from error
     if not {"id", "decision"} <= set(columns):
         raise UsageError(
             f"{path}: its first line is {', '.join(columns) or 'empty'}; expected the columns id "
@@ -106,7 +109,7 @@ def _entries(path: Path) -> list[tuple[str, str, str]]:
         )
     return [
         (f"line {number}", row["id"] or "", row["decision"] or "")
-        for number, row in enumerate(reader, start=2)
+        for number, row in enumerate(rows, start=2)
     ]
 
 

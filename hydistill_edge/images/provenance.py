@@ -83,7 +83,7 @@ def read_provenance(path: Path) -> ProvenanceTable:
     entries: dict[str, tuple[str, str]] = {}
     licences: dict[str, str] = {}
     for number, row in _rows(path):
-        key = str(row.get("id") or "")
+        key = "" if row.get("id") is None else str(row["id"])
         if not key or key in entries:
             why = "stands twice" if key else "is missing"
             raise ImageSourceError(
@@ -133,12 +133,15 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     text = _text(path)
     if path.suffix.lower() == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
-        if "id" not in (reader.fieldnames or ()):
-            raise ImageSourceError(
-                f"{path}: its first line is {', '.join(reader.fieldnames or ['empty'])}; expected "
-                f"the columns {', '.join(COLUMNS)}"
-            )
-        yield from enumerate(reader, start=2)
+        try:
+            if "id" not in (reader.fieldnames or ()):
+                raise ImageSourceError(
+                    f"{path}: its first line is {', '.join(reader.fieldnames or ['empty'])}; "
+                    f"expected the columns {', '.join(COLUMNS)}"
+                )
+            yield from enumerate(reader, start=2)
+        except csv.Error as error:  # such as a quote that is never closed
+            raise ImageSourceError(f"{path}: no CSV table ({error}); save it again") from error
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -154,7 +157,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape")
+        # Spreadsheets and editors put a mark in front, which would become part of the first entry.
+        return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except FileNotFoundError as error:
         raise MissingFileError(f"{path}: no such file") from error
     except OSError as error:

@@ -57,10 +57,11 @@ def test_sheet_that_was_written_reads_back_undecided(tmp_path: Path) -> None:
         ("d.csv", "id,decision\nx,maybe\n", r"line 2: decision 'maybe'; expected accept, reject"),
         ("d.csv", "id,decision\nx,accept\nx,reject\n", "line 3: the id 'x' stands twice"),
         ("d.csv", "name,decision\n", "first line is name, decision"),
+        ("d.csv", 'id,decision\n"' + 200_000 * "x", "no CSV table .*save the sheet again"),
         ("d.json", "{", "not JSON"),
         ("d.json", "[1]", "entry 0: expected an object"),
     ],
-    ids=["word", "twice", "columns", "json", "entry"],
+    ids=["word", "twice", "columns", "open quote", "json", "entry"],
 )
 def test_file_is_refused_when_it_is_no_table(
     tmp_path: Path, name: str, text: str, said: str

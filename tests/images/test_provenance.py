@@ -68,14 +68,28 @@ def test_provenance_has_the_sources_licence_when_there_is_no_table(photos: Path)
         (("id,address", "1.png,a", "1.png,b"), r"line 3: the id '1.png' stands twice"),
         (("id,address", ",a"), r"line 2: the id '' is missing"),
         (("key,address", "1.png,a"), "first line is key, address"),
+        (("id,address", '"' + 200_000 * "x"), "no CSV table .*save it again"),
     ],
-    ids=["twice", "missing", "header"],
+    ids=["twice", "missing", "header", "open quote"],
 )
 def test_table_is_refused_when_it_is_none(
     tmp_path: Path, lines: tuple[str, ...], said: str
 ) -> None:
     with pytest.raises(ImageSourceError, match=said):
         read_provenance(write(tmp_path / "table.csv", *lines))
+
+
+def test_rows_of_an_array_are_named_by_number_from_zero_on(tmp_path: Path) -> None:
+    lines = ('{"id": 0, "address": "https://a.example/0"}', '{"id": 1}')
+    table = read_provenance(write(tmp_path / "table.jsonl", *lines))
+    assert table.of("0") == ("https://a.example/0", "")
+
+
+def test_first_entry_counts_when_an_editor_put_a_mark_in_front(tmp_path: Path) -> None:
+    barred = read_exclusions(write(tmp_path / "barred.txt", "\ufeffweb:0.png", "web:1.png"))
+    assert barred.has("web:0.png")
+    table = read_provenance(write(tmp_path / "table.csv", "\ufeffid,licence", "0.png,CC0"))
+    assert table.of("0.png") == ("", "CC0")
 
 
 def test_excluded_images_are_left_out_and_named(photos: Path, tmp_path: Path) -> None:
