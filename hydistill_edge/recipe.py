@@ -524,6 +524,7 @@ class Recipe(Section):
         """Yield (key, problem) for sections that are right alone and wrong together."""
         yield from self._method_problems()
         yield from self._image_problems()
+        yield from self._missing_images()
         yield from self._target_problems()
 
     def _method_problems(self) -> Iterator[tuple[KeyPath, str]]:
@@ -605,6 +606,43 @@ class Recipe(Section):
                 ("images", "channels"),
                 "colour images for a grey network: set images.channels to 1",
             )
+
+    def _missing_images(self) -> Iterator[tuple[KeyPath, str]]:
+        """Yield what a method would ask for in vain, after hours of making other images."""
+        made = self.images.synthetic.count > 0
+        if self.method == "hidfd":
+            arm = self.training.arm
+            if arm != "synthetic" and not self.images.real:
+                yield (
+                    ("method",),
+                    f"hidfd with arm {arm} learns from collected images: name them under "
+                    "images.real, or use method kd",
+                )
+            if arm != "collected" and not made:
+                yield (
+                    ("images", "synthetic", "count"),
+                    f"hidfd with arm {arm} learns from made images too: set it above 0, or "
+                    "training.arm to collected",
+                )
+        if self.method == "arch_overfitting" and self.training.labels == "true":
+            other = "or set training.labels to soft or hard, which take the teacher's answers"
+            if not self.images.real:
+                yield (
+                    ("training", "labels"),
+                    f"true labels come with real images: name them under images.real, {other}",
+                )
+            for index, source in enumerate(self.images.real):
+                if not source.use_labels:
+                    yield (
+                        ("images", "real", index),
+                        f"training on true labels needs those of every source: set use_labels: "
+                        f"true, {other}",
+                    )
+            if made and self.images.synthetic.maker != "infer":
+                yield (
+                    ("images", "synthetic", "count"),
+                    f"made images have no true label: set it to 0, {other}",
+                )
 
     def _target_problems(self) -> Iterator[tuple[KeyPath, str]]:
         from hydistill_edge.targets.profiles import load_profile

@@ -25,6 +25,14 @@ targets:
   - {target: onnxruntime, device: x86-vnni, precisions: [fp32, int8]}
 """
 
+REAL = """\
+images:
+  real:
+    - {kind: folder, path: photos}
+"""
+LABELLED = REAL.replace("photos}", "photos, use_labels: true}")
+TRUE_LABELS = "method: arch_overfitting\ntraining: {labels: 'true'}\n"
+
 
 @dataclass(frozen=True)
 class Broken:
@@ -62,6 +70,12 @@ CASES = [
     Broken("none without weights", "student:", "method: none\nstudent:", ("give student.weights",)),
     Broken("no image at all", "student:", "images: {synthetic: {count: 0}}\nstudent:", ("no image to work with",)),
     Broken("fewer images than classes", "student:", "images: {synthetic: {count: 1}}\nstudent:", ("cannot cover 2 classes",)),
+    Broken("hidfd without real images", "name: widgets", "method: hidfd\nname: widgets", ("line 1: method", "arm hybrid", "images.real")),
+    Broken("collected arm without real images", "name: widgets", "method: hidfd\ntraining: {arm: collected}\nname: widgets", ("line 1: method", "arm collected", "images.real")),
+    Broken("hidfd without made images", "name: widgets", f"method: hidfd\n{REAL}  synthetic: {{count: 0}}\nname: widgets", ("line 5: images.synthetic.count", "arm hybrid", "above 0")),
+    Broken("true labels without real images", "name: widgets", f"{TRUE_LABELS}name: widgets", ("line 2: training.labels", "images.real")),
+    Broken("true labels of a source without", "name: widgets", f"{TRUE_LABELS}{REAL}  synthetic: {{count: 0}}\nname: widgets", ("line 5: images.real[0]", "use_labels: true")),
+    Broken("true labels of made images", "name: widgets", f"{TRUE_LABELS}{LABELLED}  synthetic: {{count: 8}}\nname: widgets", ("line 6: images.synthetic.count", "set it to 0")),
     Broken("evaluation without labels", "student:", "evaluation: {kind: npz, path: a.npz}\nstudent:", ("use_labels",)),
     Broken("unknown kind of source", "student:", "images: {real: [{kind: zip, path: a}]}\nstudent:", ("line 7", "zip")),
     Broken("key twice", "student:", "name: gadgets\nstudent:", ("line 7", '"name" stands twice')),
@@ -135,9 +149,23 @@ def test_method_none_needs_no_teacher() -> None:
     assert recipe.training is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "method: hidfd\ntraining: {arm: synthetic}\n",
+        f"method: hidfd\ntraining: {{arm: collected}}\n{REAL}  synthetic: {{count: 0}}\n",
+        f"{TRUE_LABELS}{LABELLED}  synthetic: {{count: 0}}\n",
+        f"{TRUE_LABELS}{LABELLED}  synthetic: {{maker: infer}}\n",
+    ],
+    ids=["arm-synthetic", "arm-collected", "true-labels", "true-labels-compensated"],
+)
+def test_recipe_is_read_when_the_method_has_the_images_it_needs(text: str) -> None:
+    assert Recipe.parse(text + GOOD).training is not None
+
+
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_has_settings_that_survive_the_way_through_yaml(method: str) -> None:
-    recipe = Recipe.parse(f"method: {method}\n{GOOD}")
+    recipe = Recipe.parse(f"method: {method}\n{REAL}{GOOD}")
     assert type(recipe.training).__name__ == METHODS[method].rpartition(":")[2]
     again = Recipe.parse(recipe.to_yaml())
     assert again.training == recipe.training
