@@ -60,6 +60,8 @@ def inspect_teacher(
         raise MissingFileError(f"there is no teacher file {weights}")
     options = dict(options or {})
     height, width, channels = _input_size(weights, size, channels)
+    if channels not in (1, 3):
+        raise UsageError(f"{weights}: {channels} channels; expected 1 (grey) or 3 (RGB)")
     shape = (channels, height, width)
     names = _class_names(classes) or _numbered_classes(weights, architecture, shape, options)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else (GREY_MEAN, GREY_STD)
@@ -145,6 +147,15 @@ def write_recipe(
 def _input_size(weights: Path, size: int | None, channels: int | None) -> tuple[int, int, int]:
     if weights.suffix.lower() == ".onnx":
         found = load_onnx(weights).input
+        for option, given, fixed in (
+            ("--size", size, {found.height, found.width}),
+            ("--channels", channels, {found.channels}),
+        ):
+            if given is not None and fixed - {given, None}:
+                raise UsageError(
+                    f"{weights} knows its own input, {found.height}x{found.width} px with "
+                    f"{found.channels} channels; leave {option} {given} out"
+                )
         height, width = found.height or size, found.width or size
         if height is None or width is None:
             raise UsageError(f"{weights} leaves its input size open; give it with --size")
@@ -165,7 +176,10 @@ def _class_names(path: Path | None) -> list[str]:
         raise UsageError(
             f"{path} is no text ({error}); expected one class name per line, in UTF-8"
         ) from error
-    return [line.strip() for line in lines if line.strip()]
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise UsageError(f"{path} is empty; expected one class name per line, in output order")
+    return names
 
 
 def _numbered_classes(

@@ -78,7 +78,10 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
             raise UsageError(f'--option "{pair}": expected NAME=VALUE, e.g. --option width=0.5')
-        options[name] = yaml.safe_load(value)
+        try:
+            options[name] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:
+            raise UsageError(f'--option "{pair}": its value is no YAML; quote it') from error
     return options
 
 

@@ -8,8 +8,11 @@ import json
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 
 SHAPE = ("--architecture", "zoo:resnet8", "--option", "width=0.25", "--size", "8")
@@ -84,6 +87,47 @@ def test_inspect_counts_the_classes_of_a_factory_that_takes_no_count(
     answer = hydistill("inspect", tmp_path / "teacher.safetensors", *network, "--json")
 
     assert len(answer.value["classes"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--option", "depth=[3"), ("depth=[3", "YAML")),
+        (("--option", "depth=2026-13-45"), ("depth=2026-13-45", "YAML")),
+        (("--channels", 2), ("2 channels", "1 (grey) or 3 (RGB)")),
+        (("--classes", "none.txt"), ("none.txt is empty", "one class name per line")),
+    ],
+    ids=["broken value", "impossible date", "channels", "no class"],
+)
+def test_inspect_refuses_options_that_describe_no_teacher(
+    options: tuple[object, ...], says: tuple[str, ...], refused: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name in ("teacher.pt", "none.txt"):
+        Path(name).write_bytes(b"")
+    refused("inspect", "teacher.pt", *SHAPE, *options, code=2, says=says)
+
+
+def test_inspect_refuses_a_size_that_an_onnx_file_contradicts(
+    refused: Any, hydistill: Any, tmp_path: Path
+) -> None:
+    weight = numpy_helper.from_array(np.ones((2, 12), np.float32), "w")
+    kind = onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["x"], ["f"]),
+         helper.make_node("Gemm", ["f", "w"], ["y"], transB=1)],
+        "g",
+        [helper.make_tensor_value_info("x", kind, ("n", 3, 2, 2))],
+        [helper.make_tensor_value_info("y", kind, ("n", 2))],
+        [weight],
+    )  # fmt: skip
+    imports = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=9), tmp_path / "t.onnx")
+
+    refused("inspect", tmp_path / "t.onnx", "--size", 8, code=2, says=("2x2 px", "--size 8"))
+    refused("inspect", tmp_path / "t.onnx", "--channels", 1, code=2, says=("--channels 1",))
+    assert hydistill("inspect", tmp_path / "t.onnx", "--channels", 3, "--json").code == 0
 
 
 def test_init_names_the_build_after_the_file_whatever_it_is_called(
