@@ -4,7 +4,7 @@
 <run>/small/                       small networks of method arch_overfitting, each trained once
 <run>/students/<name>/             a run directory of its own for each student
 <run>/errors/<name>.txt            the traceback of a student that could not be built
-<run>/summary.json                 all students beside each other
+<run>/summary.json, report.html    all students beside each other
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import shutil
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,24 +34,15 @@ from hydistill_edge.errors import (
     describe,
 )
 from hydistill_edge.family import Family
-from hydistill_edge.recipe import Recipe
-from hydistill_edge.run_directory import RunDirectory, read_json, write_json, write_text
+from hydistill_edge.family_summary import summarize
+from hydistill_edge.run_directory import RunDirectory, space_errors, write_json, write_text
 from hydistill_edge.stages import evaluation
 from hydistill_edge.stages.student import SMALL
-from hydistill_edge.stages.summary import overall, teacher_line, transfer_line
 from hydistill_edge.stages.work import Report, Work, quiet
 
-METHOD_FILE = "arch_overfitting.json"
-
+REPORT = "report.html"
 ERRORS = "errors"
 """Folder with one traceback per student that could not be built."""
-
-NOT_BUILT = "this student could not be built"
-NONE_BUILT = "not measured: no student could be built"
-NO_SMALL = "no student of this recipe has method arch_overfitting with a small network"
-SMALL_NOT_BUILT = "the student that has a small network beside it could not be built"
-OTHER_HOLDOUT = "judged on other held-out images than the small network"
-NOT_TRAINED = "not trained, so nothing was held out"
 
 
 def build_family(
@@ -85,6 +75,8 @@ def build_family(
         StudentsFailedError: one stage ran alone, and some students have failed in it.
         HydistillError: as for `build.build`, where it concerns all students.
     """
+    from hydistill_edge.report.family_page import write_family
+
     check_stage(only)
     tell = report or quiet
     path = Path(out) if out is not None else Path("runs") / family.name
@@ -130,60 +122,9 @@ def build_family(
             return Build(path, {})
         summary = summarize(family, work, summaries, failures)
         write_json(path / "summary.json", summary)
+        with space_errors(path / REPORT):
+            write_family(summary, path / REPORT)
         return Build(path, summary)
-
-
-def summarize(
-    family: Family, work: Work, summaries: Mapping[str, Any], failures: Mapping[str, Failure]
-) -> dict[str, Any]:
-    """Return summary.json of all students, schema version 1.
-
-    Args:
-        family: what was built.
-        work: on the run directory that all share.
-        summaries: name -> the student's own summary.json, of those that were built.
-        failures: name -> why it was not, of the others.
-    """
-    path = work.run.path
-    found = {name: _method_facts(path / MEMBERS / name) for name in summaries}
-    small = next((facts for facts in found.values() if facts and facts["small"]), None)
-    rows_of_small = next(
-        (_held_out(path / MEMBERS / name) for name in found if found[name] is small), None
-    )
-    no_small = SMALL_NOT_BUILT if any(map(_has_small, family.members.values())) else NO_SMALL
-    rows = []
-    for name, recipe in family.members.items():
-        row = {"name": name, "folder": f"{MEMBERS}/{name}", "method": recipe.method}
-        if name in failures:
-            rows.append({**row, **_not_built(recipe), "failure": asdict(failures[name])})
-            continue
-        summary = summaries[name]
-        folder = path / MEMBERS / name
-        rows.append(
-            {
-                **row,
-                **summary["student"],
-                **_gap(summary["student"], found[name], small, rows_of_small, folder, no_small),
-                "artifacts": summary["artifacts"],
-                "passed": summary["passed"],
-                "failure": None,
-            }
-        )
-    one = next(iter(summaries.values()), None)
-    teacher = one["teacher"] if one else {**teacher_line(work, {}), "accuracy_note": NONE_BUILT}
-    passed = overall(row["passed"] for row in rows)
-    return {
-        "schema_version": 1,
-        "name": family.name,
-        "teacher": teacher,
-        "transfer": transfer_line(work),
-        "small_network": small and small["small"],
-        "small_network_note": "" if small else no_small,
-        "students": rows,
-        "wall_s": _wall_s(path, family),
-        # A student that is not there has passed nothing, so all of them have not.
-        "passed": None if failures and passed else passed,
-    }
 
 
 def _require_some(family: Family, path: Path) -> None:
@@ -225,76 +166,6 @@ def _attempt(make: Callable[[], Build], file: Path) -> Build | Failure:
             file, "".join(traceback.format_exception(type(error), error, error.__traceback__))
         )
         return failure
-
-
-def _not_built(recipe: Recipe) -> dict[str, Any]:
-    """Return the row of a student that could not be built: what the recipe says, and no number."""
-    unknown = ("params", "macs", "digest", "holdout_agreement", "deployment")
-    return {
-        "arch": recipe.student.architecture or "",
-        "width": recipe.student.width,
-        **dict.fromkeys(unknown),
-        "teacher_agreement": None,
-        "teacher_agreement_note": NOT_BUILT,
-        "accuracy": None,
-        "accuracy_note": NOT_BUILT,
-        "worst_class": dict.fromkeys(("class", "n", "accuracy")),
-        "gates": [],
-        "gap_points": None,
-        "gap_error_points": None,
-        "gap_note": NOT_BUILT,
-        "artifacts": [],
-        "passed": None,
-    }
-
-
-def _has_small(recipe: Recipe) -> bool:
-    return getattr(recipe.training, "small", None) is not None
-
-
-def _gap(
-    student: Mapping[str, Any],
-    own: Mapping[str, Any] | None,
-    small: Mapping[str, Any] | None,
-    rows_of_small: list[int] | None,
-    folder: Path,
-    no_small: str = NO_SMALL,
-) -> dict[str, Any]:
-    """Return how far a student is above the small network on the hold-out, in percent points."""
-    nothing = {"gap_points": None, "gap_error_points": None}
-    if own is not None and own["small"]:
-        found = {name: own[name] for name in nothing}
-        return {**found, "gap_note": "agreement with the teacher on held-out images"}
-    if small is None:
-        return {**nothing, "gap_note": no_small}
-    if student["holdout_agreement"] is None:
-        return {**nothing, "gap_note": NOT_TRAINED}
-    if _held_out(folder) != rows_of_small:
-        return {**nothing, "gap_note": OTHER_HOLDOUT}
-    points = 100 * (student["holdout_agreement"] - small["small"]["holdout_agreement"])
-    note = "against the small network of another student, on the same held-out images"
-    return {**nothing, "gap_points": points, "gap_note": note}
-
-
-def _method_facts(folder: Path) -> dict[str, Any] | None:
-    file = folder / "student" / METHOD_FILE
-    found: dict[str, Any] | None = read_json(file) if file.exists() else None
-    return found
-
-
-def _held_out(folder: Path) -> list[int] | None:
-    file = folder / "student" / "holdout.json"
-    return sorted(read_json(file)["rows"]) if file.exists() else None
-
-
-def _wall_s(path: Path, family: Family) -> dict[str, float]:
-    """Return seconds per stage when it last ran: the shared ones once, the others summed."""
-    totals = dict(RunDirectory(path).wall_s())
-    for name in family.members:
-        for stage, seconds in RunDirectory(path / MEMBERS / name).wall_s().items():
-            if stage not in SHARED:
-                totals[stage] = totals.get(stage, 0.0) + seconds
-    return {stage: round(seconds, 3) for stage, seconds in totals.items()}
 
 
 def _named(name: str, report: Report) -> Report:

@@ -22,13 +22,15 @@ from hydistill_edge.errors import (
     UsageError,
 )
 from hydistill_edge.family import Family, read_recipe
-from hydistill_edge.family_build import (
+from hydistill_edge.family_build import build_family
+from hydistill_edge.family_summary import (
+    NO_INT8,
     NO_SMALL,
     NOT_BUILT,
     OTHER_HOLDOUT,
     SMALL_NOT_BUILT,
+    _best_int8,
     _gap,
-    build_family,
 )
 from hydistill_edge.recipe import Recipe
 from hydistill_edge.run_directory import write_json
@@ -60,6 +62,9 @@ TWO = (
   training: {small: convnet3_bn}
 """
 )
+
+
+ARTIFACT = "onnxruntime-x86-avx2-int8"
 
 
 def test_each_student_is_a_whole_recipe_of_its_own() -> None:
@@ -175,6 +180,9 @@ def test_students_share_teacher_images_and_small_network(
     gap = 100 * (large["holdout_agreement"] - answer.value["small_network"]["holdout_agreement"])
     assert large["gap_points"] == pytest.approx(gap)
     assert edge["gap_points"] is not None
+    difference = edge["accuracy"] - answer.value["teacher"]["accuracy"]
+    assert edge["teacher_gap_points"] == pytest.approx(100 * difference)
+    assert (edge["devices"], edge["best_int8"]) == (["x86-avx2"], ARTIFACT)
     own = json.loads((run / "students" / "large" / "summary.json").read_text())
     assert own["method_facts"]["small_network"]["gap_points"] == large["gap_points"]
     assert json.loads((run / "summary.json").read_text()) == answer.value
@@ -183,6 +191,7 @@ def test_students_share_teacher_images_and_small_network(
         assert (folder / "transfer").resolve() == (run / "transfer").resolve()
         assert (folder / "report.html").is_file()
         assert Recipe.load(folder / "recipe.yaml").name == f"tiny-{name}"
+        assert f'href="students/{name}/report.html"' in (run / "report.html").read_text()
     assert len(list((run / "small").iterdir())) == 1
 
     before = records(run)
@@ -234,6 +243,29 @@ def test_gap_is_not_told_when_it_cannot_be_compared(tmp_path: Path) -> None:
     assert _gap(student, None, None, None, tmp_path)["gap_note"] == NO_SMALL
 
 
+def artifact(device: str, passed: bool | None, p50: float | None, size: int, **more: Any) -> Any:
+    row = {"target": "openvino", "device": device, "precision": "int8", "passed": passed}
+    return {**row, "bytes": size, "latency": {"p50_ms": p50}, **more}
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "best"),
+    [
+        ([artifact("a", False, 1.0, 9), artifact("b", None, None, 9)], "b"),
+        ([artifact("a", None, 1.0, 9), artifact("b", True, 2.0, 9)], "b"),
+        ([artifact("a", True, None, 1), artifact("b", True, 2.0, 9), artifact("c", True, 1.5, 9)],
+         "c"),
+        ([artifact("a", None, None, 9), artifact("b", None, None, 8)], "b"),
+        ([artifact("a", True, 1.0, 9, precision="fp32"), artifact("b", False, 2.0, 9)], "b"),
+    ],
+    ids=["failed-is-last", "passed-is-first", "fastest", "smallest", "int8-alone"],
+)  # fmt: skip
+def test_best_int8_artifact_is_the_fastest_of_the_best_judged(artifacts: Any, best: str) -> None:
+    assert _best_int8(artifacts)["best_int8"] == f"openvino-{best}-int8"
+    floats = [row for row in artifacts if row["precision"] != "int8"]
+    assert _best_int8(floats) == {"best_int8": None, "best_int8_note": NO_INT8}
+
+
 def test_stage_is_refused_when_there_is_none_of_its_name(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match='no stage "studnt"'):
         build_family(Family.parse(TWO), out=tmp_path / "run", only="studnt")
@@ -276,6 +308,7 @@ def test_other_students_are_built_when_one_fails_and_a_rerun_makes_what_is_missi
     assert answer.value["passed"] is not True
     assert "GraphError: no such layer" in (run / "errors" / "large.txt").read_text()
     assert not list(run.glob("students/large/bundle"))
+    assert "students/large" not in (run / "report.html").read_text()
 
     before = records(run)
     failures.clear()

@@ -65,7 +65,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "family": ("recipe", "yaml_lines"),
     "stages": ("recipe", "run_directory", "metrics", *HOST_SIDE),
     "build": ("recipe", "run_directory", "stages", *HOST_SIDE),
-    "family_build": ("family", "build", "recipe", "run_directory", "stages"),
+    "family_summary": ("family", "build", "recipe", "run_directory", "stages"),
+    "family_build": ("family", "family_summary", "build", "run_directory", "stages", "report"),
     # What a command does beyond one call stands in a module of its own, not in cli.
     "inspection": ("recipe", "run_directory", "models", "targets.profiles"),
     "evaluation": ("recipe", "run_directory", "build", "stages", "metrics", "device", *HOST_SIDE),

@@ -38,7 +38,7 @@ PART_NAMES = {
 
 @dataclass(frozen=True)
 class Note:
-    """One thing that a reader must know about an artifact or the run."""
+    """One thing that a reader must know about an artifact, a student or the run."""
 
     about: str
     text: str
@@ -59,7 +59,11 @@ def write_report(run_directory: Path, out: Path | None = None) -> Path:
         RunDirectoryError: the folder holds none of a run's files.
     """
     page = render(read_run(run_directory))
-    path = out if out is not None else run_directory / REPORT
+    return write_page(page, out if out is not None else run_directory / REPORT)
+
+
+def write_page(page: str, path: Path) -> Path:
+    """Write a page, whole or not at all; return the file."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(page, encoding="utf-8")
     partial.replace(path)
@@ -68,7 +72,7 @@ def write_report(run_directory: Path, out: Path | None = None) -> Path:
 
 def render(run: Run) -> str:
     """Return the page; equal runs give equal pages."""
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     page = template.render(
         run=run,
         decision=decide(run),
@@ -208,7 +212,8 @@ def _range_comparison(quality: Quality, slug: str) -> Markup:
     return Markup(range_comparison(quality, slug))
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return the templates, with the words and units of `wording.py` as filters."""
     environment = Environment(
         loader=PackageLoader("hydistill_edge.report"),
         autoescape=True,
