@@ -166,7 +166,7 @@ class Teacher(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Teacher:
-        is_onnx = self.weights.endswith(".onnx")
+        is_onnx = self.weights.lower().endswith(".onnx")
         if is_onnx and self.architecture is not None:
             raise ValueError("an .onnx file carries its architecture: remove teacher.architecture")
         if not is_onnx and self.architecture is None:
@@ -546,7 +546,7 @@ class Recipe(Section):
             yield ("student",), "without a teacher, student.classes must name the classes"
         if (
             own
-            and not str(self.student.weights).endswith(".onnx")
+            and not str(self.student.weights).lower().endswith(".onnx")
             and not self.student.architecture
         ):
             yield ("student", "weights"), "weights alone are no network: give student.architecture"
@@ -864,7 +864,10 @@ def problems_of(
 def _reason(item: Any, path: KeyPath) -> str:
     kind, value = item["type"], item.get("input")
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        close = difflib.get_close_matches(str(path[-1]), _known_keys(path[:-1]), n=1)
+        known = _known_keys(path[:-1])
+        if path[-1] in known:  # of the training section, which differs from method to method
+            return f"unknown key; it belongs to method {', '.join(_methods_with(path[-1]))}"
+        close = difflib.get_close_matches(str(path[-1]), known, n=1)
         hint = f'; did you mean "{close[0]}"?' if close else ""
         return f"unknown key{hint}"
     if kind in ("missing", "missing_argument"):
@@ -874,6 +877,14 @@ def _reason(item: Any, path: KeyPath) -> str:
     shown = "" if isinstance(value, dict | list | tuple) else f", not {value!r}"
     message = item["msg"].replace("Input should be", "expected")
     return f"{message[0].lower()}{message[1:]}{shown}"
+
+
+def _methods_with(key: str | int) -> list[str]:
+    return [
+        name
+        for name, where in METHODS.items()
+        if any(field.name == key for field in dataclasses.fields(_settings_type(where)))
+    ]
 
 
 def _known_keys(path: KeyPath) -> list[str]:

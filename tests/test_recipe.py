@@ -182,6 +182,8 @@ def test_settings_of_a_method_are_checked_with_those_it_shares() -> None:
     assert settings.teacher_taps == ("layer1.0", "layer2.0")
     with pytest.raises(RecipeError, match='did you mean "threshold"'):
         Recipe.parse(f"method: rtk\ntraining: {{treshold: 1.5}}\n{GOOD}")
+    with pytest.raises(RecipeError, match=r"training\.threshold: .* to method rtk, kd3$"):
+        Recipe.parse(f"training: {{threshold: 1.5}}\n{GOOD}")
     with pytest.raises(RecipeError, match=r"rtk settings: .*beta is -1"):
         Recipe.parse(f"method: rtk\ntraining: {{beta: -1}}\n{GOOD}")
 
