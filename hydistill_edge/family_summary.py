@@ -39,7 +39,7 @@ def summarize(
         failures: name -> why it was not, of the others.
     """
     path = work.run.path
-    found = {name: _method_facts(path / MEMBERS / name) for name in summaries}
+    found = {name: _method_facts(path / MEMBERS / name, summaries[name]) for name in summaries}
     one = next(iter(summaries.values()), None)
     teacher = one["teacher"] if one else {**teacher_line(work, {}), "accuracy_note": NONE_BUILT}
     small = next((facts for facts in found.values() if facts and facts["small"]), None)
@@ -64,7 +64,7 @@ def summarize(
             {
                 **row,
                 **summary["student"],
-                **_gap(summary["student"], found[name], small, rows_of_small, folder, no_small),
+                **_gaps(summary["student"], found[name], small, rows_of_small, folder, no_small),
                 **_teacher_gap(summary["student"], teacher),
                 "artifacts": summary["artifacts"],
                 **_best_int8(summary["artifacts"]),
@@ -100,9 +100,8 @@ def _not_built(recipe: Recipe) -> dict[str, Any]:
         "accuracy_note": NOT_BUILT,
         "worst_class": dict.fromkeys(("class", "n", "accuracy")),
         "gates": [],
-        "gap_points": None,
-        "gap_error_points": None,
-        "gap_note": NOT_BUILT,
+        **_gap(None, None, NOT_BUILT),
+        **_gap(None, None, NOT_BUILT, "holdout_gap"),
         "teacher_gap_points": None,
         "teacher_gap_note": NOT_BUILT,
         "artifacts": [],
@@ -116,7 +115,7 @@ def _has_small(recipe: Recipe) -> bool:
     return getattr(recipe.training, "small", None) is not None
 
 
-def _gap(
+def _gaps(
     student: Mapping[str, Any],
     own: Mapping[str, Any] | None,
     small: Mapping[str, Any] | None,
@@ -124,20 +123,50 @@ def _gap(
     folder: Path,
     no_small: str = NO_SMALL,
 ) -> dict[str, Any]:
-    """Return how far a student is above the small network on the hold-out, in percent points."""
-    nothing = {"gap_points": None, "gap_error_points": None}
-    if own is not None and own["small"]:
-        found = {name: own[name] for name in nothing}
-        return {**found, "gap_note": "agreement with the teacher on held-out images"}
+    """Return how far a student is above the small network, in percent points.
+
+    In accuracy where there are labelled images, in agreement on the hold-out where there are none;
+    the latter stands for itself too. A student without a small network of its own is held against
+    that of another one; the labelled images are the same for all of them.
+    """
+    if own is None or not own["small"]:
+        beside, other = small, ", against the small network of another student"
+    else:
+        beside, other = own, ""
+    held_out = _holdout_gap(student, beside, rows_of_small, folder, no_small, other)
+    accuracy = beside and beside["small"]["accuracy"]
+    if beside is None or accuracy is None or student["accuracy"] is None:
+        return {**_gap(*held_out), **_gap(*held_out, "holdout_gap")}
+    note = f"accuracy on the evaluation images{other}"
+    points = 100 * (student["accuracy"] - accuracy)
+    error = None if other else beside["accuracy_gap_error_points"]
+    return {**_gap(points, error, note), **_gap(*held_out, "holdout_gap")}
+
+
+def _holdout_gap(
+    student: Mapping[str, Any],
+    small: Mapping[str, Any] | None,
+    rows_of_small: list[int] | None,
+    folder: Path,
+    no_small: str,
+    other: str,
+) -> tuple[float | None, float | None, str]:
+    """Return the gap in agreement with the teacher, its standard error, and on what, or why not."""
+    note = "agreement with the teacher on held-out images"
     if small is None:
-        return {**nothing, "gap_note": no_small}
+        return None, None, no_small
+    if not other:
+        return small["gap_points"], small["gap_error_points"], note
     if student["holdout_agreement"] is None:
-        return {**nothing, "gap_note": NOT_TRAINED}
+        return None, None, NOT_TRAINED
     if _held_out(folder) != rows_of_small:
-        return {**nothing, "gap_note": OTHER_HOLDOUT}
+        return None, None, OTHER_HOLDOUT
     points = 100 * (student["holdout_agreement"] - small["small"]["holdout_agreement"])
-    note = "against the small network of another student, on the same held-out images"
-    return {**nothing, "gap_points": points, "gap_note": note}
+    return points, None, f"{note}{other}"
+
+
+def _gap(points: float | None, error: float | None, note: str, name: str = "gap") -> dict[str, Any]:
+    return {f"{name}_points": points, f"{name}_error_points": error, f"{name}_note": note}
 
 
 def _teacher_gap(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,9 +197,19 @@ def _best_int8(artifacts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"best_int8": "-".join(parts), "best_int8_note": ""}
 
 
-def _method_facts(folder: Path) -> dict[str, Any] | None:
+def _method_facts(folder: Path, summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return arch_overfitting.json with what was measured of the small network on labelled images.
+
+    None where the student has another method.
+    """
     file = folder / "student" / METHOD_FILE
-    found: dict[str, Any] | None = read_json(file) if file.exists() else None
+    if not file.exists():
+        return None
+    found: dict[str, Any] = read_json(file)
+    if found["small"]:
+        told = summary["method_facts"]["small_network"]
+        found["small"] |= {name: told[name] for name in ("accuracy", "accuracy_note")}
+        found["accuracy_gap_error_points"] = told["accuracy_gap_error_points"]
     return found
 
 

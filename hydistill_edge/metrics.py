@@ -67,6 +67,25 @@ def score(
     }
 
 
+def gap(
+    logits: NDArray[np.float32], other: NDArray[np.float32], labels: NDArray[np.int64]
+) -> tuple[float, float]:
+    """Return how far one model's accuracy is above another's, and the paired standard error.
+
+    Args:
+        logits: shape (N, C).
+        other: of the other model on the same images, shape (N, C).
+        labels: shape (N,), true class indices.
+
+    Returns:
+        Both in percent points; the error is 0 for a single image.
+    """
+    difference = (logits.argmax(axis=1) == labels).astype(np.float64)
+    difference -= other.argmax(axis=1) == labels
+    spread = difference.std(ddof=1) if len(difference) > 1 else 0.0
+    return 100 * float(difference.mean()), 100 * float(spread / np.sqrt(len(difference)))
+
+
 def confusion(
     labels: NDArray[np.int64], decisions: NDArray[np.int64], classes: int
 ) -> NDArray[np.int64]:

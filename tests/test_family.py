@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -30,10 +31,12 @@ from hydistill_edge.family_summary import (
     OTHER_HOLDOUT,
     SMALL_NOT_BUILT,
     _best_int8,
-    _gap,
+    _gaps,
 )
+from hydistill_edge.models.student import Student
 from hydistill_edge.recipe import Recipe
 from hydistill_edge.run_directory import write_json
+from hydistill_edge.stages.logits import network_logits
 
 HEAD = """
 name: line
@@ -177,14 +180,25 @@ def test_students_share_teacher_images_and_small_network(
     assert edge["passed"] is large["passed"] is answer.value["passed"] is False
     assert len(list(run.glob("students/*/bundle/*.hydistill"))) == 2
     assert answer.value["small_network"]["arch"] == "zoo:convnet3"
-    gap = 100 * (large["holdout_agreement"] - answer.value["small_network"]["holdout_agreement"])
-    assert large["gap_points"] == pytest.approx(gap)
-    assert edge["gap_points"] is not None
+    small = answer.value["small_network"]
+    gap = 100 * (large["holdout_agreement"] - small["holdout_agreement"])
+    assert large["holdout_gap_points"] == pytest.approx(gap)
+    network = Student.load(run / "students" / "large" / "student" / "small_network")
+    with np.load(tiny_inputs.folder / "holdout.npz") as labelled:
+        decisions = network_logits(network, labelled["images"]).argmax(axis=1)
+        assert small["accuracy"] == pytest.approx((decisions == labelled["labels"]).mean())
+    for student in (edge, large):
+        difference = student["accuracy"] - small["accuracy"]
+        assert student["gap_points"] == pytest.approx(100 * difference)
+    assert (edge["gap_error_points"], large["gap_error_points"] >= 0) == (None, True)
     difference = edge["accuracy"] - answer.value["teacher"]["accuracy"]
     assert edge["teacher_gap_points"] == pytest.approx(100 * difference)
     assert (edge["devices"], edge["best_int8"]) == (["x86-avx2"], ARTIFACT)
     own = json.loads((run / "students" / "large" / "summary.json").read_text())
-    assert own["method_facts"]["small_network"]["gap_points"] == large["gap_points"]
+    told = own["method_facts"]["small_network"]
+    assert told["gap_points"] == large["holdout_gap_points"]
+    assert told["accuracy"] == small["accuracy"]
+    assert told["accuracy_gap_points"] == pytest.approx(large["gap_points"])
     assert json.loads((run / "summary.json").read_text()) == answer.value
     for name in ("edge", "large"):
         folder = run / "students" / name
@@ -235,12 +249,26 @@ def test_table_has_every_student_with_its_gap(hydistill: Any) -> None:
 
 
 def test_gap_is_not_told_when_it_cannot_be_compared(tmp_path: Path) -> None:
-    student = {"holdout_agreement": 0.8}
-    small = {"small": {"holdout_agreement": 0.7}}
+    student = {"holdout_agreement": 0.8, "accuracy": None}
+    small = {"small": {"holdout_agreement": 0.7, "accuracy": None}}
     write_json(tmp_path / "student" / "holdout.json", {"rows": [3, 1]})
-    assert _gap(student, None, small, [1, 3], tmp_path)["gap_points"] == pytest.approx(10)
-    assert _gap(student, None, small, [1, 2], tmp_path)["gap_note"] == OTHER_HOLDOUT
-    assert _gap(student, None, None, None, tmp_path)["gap_note"] == NO_SMALL
+    assert _gaps(student, None, small, [1, 3], tmp_path)["gap_points"] == pytest.approx(10)
+    assert _gaps(student, None, small, [1, 2], tmp_path)["gap_note"] == OTHER_HOLDOUT
+    assert _gaps(student, None, None, None, tmp_path)["gap_note"] == NO_SMALL
+
+
+def test_gap_is_that_of_accuracy_when_both_were_measured_on_labelled_images(tmp_path: Path) -> None:
+    student = {"holdout_agreement": 0.8, "accuracy": 0.6}
+    small = {"small": {"holdout_agreement": 0.7, "accuracy": 0.55}}
+    write_json(tmp_path / "student" / "holdout.json", {"rows": [3, 1]})
+    other = _gaps(student, None, small, [2], tmp_path)
+    assert (other["gap_points"], other["gap_error_points"]) == (pytest.approx(5), None)
+    assert "of another student" in other["gap_note"]
+    assert (other["holdout_gap_points"], other["holdout_gap_note"]) == (None, OTHER_HOLDOUT)
+    facts = {"gap_points": 9.0, "gap_error_points": 1.0, "accuracy_gap_error_points": 2.5}
+    own = _gaps(student, small | facts, None, None, tmp_path)
+    assert (own["gap_points"], own["gap_error_points"]) == (pytest.approx(5), 2.5)
+    assert (own["holdout_gap_points"], own["holdout_gap_error_points"]) == (9.0, 1.0)
 
 
 def artifact(device: str, passed: bool | None, p50: float | None, size: int, **more: Any) -> Any:

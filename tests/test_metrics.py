@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hydistill_edge.errors import ShapeError
-from hydistill_edge.metrics import confusion, roc_auc, score
+from hydistill_edge.metrics import confusion, gap, roc_auc, score
 
 CLASSES = ("bolt", "nut")
 
@@ -22,6 +22,17 @@ def test_score_counts_right_decisions_by_class() -> None:
     assert result["confusion"] == [[1, 0], [1, 2]]
     assert result["agreement_with_teacher"] == 0
     assert result["agreement_with_student"] == 1
+
+
+def test_gap_is_paired_image_by_image() -> None:
+    labels = np.array([0, 1, 1, 1])
+    three_right = np.array([[2, 1], [0, 3], [5, 4], [1, 2]], np.float32)
+    one_right = np.array([[2, 1], [3, 0], [5, 4], [2, 1]], np.float32)
+    points, error = gap(three_right, one_right, labels)
+    assert points == pytest.approx(50)
+    assert error == pytest.approx(100 * np.std([0, 1, 0, 1], ddof=1) / 2)
+    assert gap(one_right, three_right, labels) == (-points, error)
+    assert gap(one_right[:1], three_right[:1], labels[:1]) == (0, 0)
 
 
 def test_confusion_rows_are_true_classes() -> None:

@@ -49,10 +49,12 @@ def test_documents_of_a_method_lie_beside_its_student(
         )
         rows = np.array([4, 5])
         facts: dict[str, Any] = {"steps": 9, "best_step": 8, "resumed_at": 0, "seconds": 1.0}
-        return Distilled(student, [], 0.5, rows, documents={"keys.json": {"layers": []}}, **facts)
+        more = {"documents": {"keys.json": {"layers": []}}, "networks": {"beside": student}}
+        return Distilled(student, [], 0.5, rows, **facts, **more)
 
     monkeypatch.setattr(stage, "_method", {"rtk": distill}.__getitem__)
     student, facts, _history = stage._distill(work("rtk"), tmp_path)
     assert (student.size, facts["best_step"]) == ((8, 8), 8)
     assert json.loads((tmp_path / "keys.json").read_text()) == {"layers": []}
     assert json.loads((tmp_path / "holdout.json").read_text()) == {"rows": [4, 5]}
+    assert Student.load(tmp_path / "beside").digest == student.digest

@@ -69,6 +69,9 @@ from hydistill_edge.training.schedules import keep_rate
 
 DOCUMENT = "arch_overfitting.json"
 
+SMALL_NETWORK = "small_network"
+"""Folder of the small network, beside its student's files."""
+
 STEPS = 4000
 STEPS_WITHOUT_DROP_PATH = 1000
 
@@ -300,7 +303,8 @@ def distill(
             train leave none to spare; None to draw `settings.holdout` of all.
 
     Returns:
-        The student, and `arch_overfitting.json` among the documents.
+        The student, `arch_overfitting.json` among the documents, and the small network, where there
+        is one.
 
     Raises:
         MethodError: classes differ, too few images, an image without a true label where those are
@@ -349,7 +353,13 @@ def distill(
         },
         dropped=None if paths is None else _dropped(paths, settings),
     )
-    return Distilled.of(student, trained, task.held_out, documents={DOCUMENT: document})
+    return Distilled.of(
+        student,
+        trained,
+        task.held_out,
+        documents={DOCUMENT: document},
+        networks={} if small is None else {SMALL_NETWORK: small.student},
+    )
 
 
 class _Training(nn.Module):

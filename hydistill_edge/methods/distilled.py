@@ -33,6 +33,7 @@ class Distilled:
         resumed_at: step at which this call went on; 0 if it began anew.
         seconds: wall time of training.
         documents: what else the method has to say, by file name; plain values that JSON knows.
+        networks: further ones that are worth keeping beside the student, by folder name.
     """
 
     student: Student
@@ -44,6 +45,7 @@ class Distilled:
     resumed_at: int
     seconds: float
     documents: Mapping[str, Any] = field(default_factory=dict)
+    networks: Mapping[str, Student] = field(default_factory=dict)
 
     @staticmethod
     def of(
@@ -52,6 +54,7 @@ class Distilled:
         held_out: Indices,
         *,
         documents: Mapping[str, Any] | None = None,
+        networks: Mapping[str, Student] | None = None,
     ) -> Distilled:
         """Return what a method hands back after its training.
 
@@ -60,6 +63,7 @@ class Distilled:
             trained: what the training loop returned.
             held_out: places in the transfer set that it was judged on.
             documents: see the attribute.
+            networks: see the attribute.
         """
         return Distilled(
             student=student,
@@ -71,6 +75,7 @@ class Distilled:
             resumed_at=trained.resumed_at,
             seconds=trained.seconds,
             documents=documents or {},
+            networks=networks or {},
         )
 
 

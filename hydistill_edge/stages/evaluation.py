@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hydistill_edge.errors import ImageSourceError, MissingFileError
-from hydistill_edge.metrics import score
+from hydistill_edge.metrics import gap, score
 from hydistill_edge.stages import artifacts
 from hydistill_edge.stages.images import load, state
 from hydistill_edge.stages.logits import network_logits
@@ -16,6 +16,10 @@ from hydistill_edge.targets.parity import run_in_batches
 
 if TYPE_CHECKING:
     from hydistill_edge.images.sources import LoadedImages, SourceSpec
+    from hydistill_edge.models.student import Student
+
+SMALL = "small network"
+"""Name of the entry of the network that method arch_overfitting trains beside the student."""
 
 
 def run(work: Work) -> None:
@@ -80,27 +84,38 @@ def _both(work: Work, source: SourceSpec, shifted: SourceSpec | None) -> dict[st
 def evaluate(work: Work, source: SourceSpec) -> dict[str, Any]:
     """Return evaluation.json for one labelled source.
 
+    The small network of method arch_overfitting is a model of its own, with `student_gap_points`:
+    how far the student's accuracy is above its, in percent points, and the paired standard error.
+
     Raises:
         ImageSourceError: the source has no labels.
     """
     loaded = load(work, source)
     labels = require_labels(loaded)
     classes = work.recipe.class_names()
-    total = len(work.planned) + 2
+    beside = small_network(work)
+    total = len(work.planned) + 2 + (beside is not None)
     teacher = network_logits(work.teacher, loaded.images)
     work.report("evaluation", 1, total, {})
     student = network_logits(work.student, loaded.images)
     work.report("evaluation", 2, total, {})
     models = {"teacher": teacher, "student": student}
+    if beside is not None:
+        models[SMALL] = network_logits(beside, loaded.images)
+        work.report("evaluation", 3, total, {})
     notes = {}
-    for done, planned in enumerate(work.planned):
+    for done, planned in enumerate(work.planned, start=len(models)):
         built = artifacts.read(work, planned)
         with built.open() as runner:
             batch = planned.profile.batch
             models[planned.key] = run_in_batches(runner.run, loaded.images, batch)
         if built.simulated_by:
             notes[planned.key] = f"simulated: the same graph run by {built.simulated_by}"
-        work.report("evaluation", done + 3, total, {})
+        work.report("evaluation", done + 1, total, {})
+    more: dict[str, dict[str, float]] = {}
+    if beside is not None:
+        points, error = gap(student, models[SMALL], labels)
+        more[SMALL] = {"student_gap_points": points, "student_gap_error_points": error}
     return {
         "schema_version": 1,
         "images": len(labels),
@@ -108,11 +123,21 @@ def evaluate(work: Work, source: SourceSpec) -> dict[str, Any]:
         "models": [
             {
                 **score(name, logits, labels, classes, teacher=teacher, student=student),
+                **more.get(name, {}),
                 "note": notes.get(name, ""),
             }
             for name, logits in models.items()
         ],
     }
+
+
+def small_network(work: Work) -> Student | None:
+    """Return the network that the student was trained beside; None where there was none."""
+    from hydistill_edge.methods.arch_overfitting import SMALL_NETWORK
+    from hydistill_edge.models.student import Student
+
+    folder = work.path("student", SMALL_NETWORK)
+    return Student.load(folder) if folder.is_dir() else None
 
 
 def require_labels(loaded: LoadedImages) -> Any:

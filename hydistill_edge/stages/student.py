@@ -100,6 +100,8 @@ def _distill(work: Work, folder: Path) -> tuple[Student, dict[str, Any], list[di
     write_json(folder / "holdout.json", {"rows": result.holdout_rows.tolist()})
     for name, document in result.documents.items():
         write_json(folder / name, document)
+    for name, network in result.networks.items():
+        network.save(folder / name)
     return result.student.cpu(), facts, result.history
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hydistill_edge.run_directory import read_json, space_errors, write_bytes, write_text
-from hydistill_edge.stages import artifacts
+from hydistill_edge.stages import artifacts, evaluation
 from hydistill_edge.stages.artifacts import Built
 from hydistill_edge.stages.method_facts import method_facts
 from hydistill_edge.stages.work import Work
@@ -59,9 +59,9 @@ def save_preview(work: Work) -> None:
 
 def summarize(work: Work) -> dict[str, Any]:
     """Return summary.json, schema version 1."""
-    evaluation = _optional(work, "evaluation.json")
-    scores = {entry["name"]: entry for entry in (evaluation or {}).get("models", [])}
-    for entry in ((evaluation or {}).get("shifted") or {}).get("models", []):
+    told = _optional(work, "evaluation.json") or {}
+    scores = {entry["name"]: entry for entry in told.get("models", [])}
+    for entry in (told.get("shifted") or {}).get("models", []):
         scores[entry["name"]]["accuracy_shifted"] = entry["accuracy"]
     built = [artifacts.read(work, planned) for planned in work.planned]
     rows = [_artifact(work, artifact, scores) for artifact in built]
@@ -74,7 +74,7 @@ def summarize(work: Work) -> dict[str, Any]:
         "teacher": teacher_line(work, scores),
         "student": student,
         "transfer": transfer_line(work),
-        "method_facts": method_facts(work.run.path),
+        "method_facts": _method_facts(work, scores),
         "artifacts": rows,
         "wall_s": work.run.wall_s(),
         "peak_memory_mib": work.run.peak_mib(),
@@ -131,6 +131,19 @@ def _student(work: Work, scores: Mapping[str, Any]) -> dict[str, Any]:
         "worst_class": _worst_class(score),
         "gates": gates,
     }
+
+
+def _method_facts(work: Work, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the method left to tell, with the small network's accuracy."""
+    facts = method_facts(work.run.path)
+    if facts["small_network"] is not None:
+        score = scores.get(evaluation.SMALL)
+        facts["small_network"] |= {
+            **_accuracy(score),
+            "accuracy_gap_points": score and score["student_gap_points"],
+            "accuracy_gap_error_points": score and score["student_gap_error_points"],
+        }
+    return facts
 
 
 def _worst_class(score: Mapping[str, Any] | None) -> dict[str, Any]:
