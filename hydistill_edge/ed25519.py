@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     )
 
 KEY_BYTES = 32
-SIGNATURE_BYTES = 64
 
 
 def new_private_key() -> bytes:

@@ -165,26 +165,12 @@ class DeviceProfile:
         if problems:
             raise ProfileError(_listed(f'profile "{self.name}"', problems))
 
-    @property
-    def has_vnni(self) -> bool:
-        """Whether int8 dot products are one instruction here (AVX-VNNI or AVX512-VNNI)."""
-        return bool({"vnni", "avx_vnni", "avx512_vnni"} & set(self.features))
-
-    @property
-    def has_dotprod(self) -> bool:
-        """Whether an ARM device has the int8 dot product instructions."""
-        return "dotprod" in self.features
-
     def precisions(self, target: TargetName) -> tuple[Precision, ...]:
         """Return the precisions that `target` may use here; empty if the target is not allowed."""
         for entry in self.targets:
             if entry.target == target:
                 return entry.precisions
         return ()
-
-    def allows(self, target: TargetName, precision: Precision) -> bool:
-        """Return whether an artifact of this target and precision may run here."""
-        return precision in self.precisions(target)
 
 
 def list_profiles() -> list[str]:

@@ -131,17 +131,6 @@ def unpack(path: Path, out: Path) -> Manifest:
         return bundle.manifest
 
 
-def read_member(path: Path, name: str) -> bytes:
-    """Return one file of a bundle, after its hash was checked.
-
-    Raises:
-        MissingFileError: there is no such bundle.
-        BundleError: no such file in it, or altered.
-    """
-    with Bundle(path) as bundle:
-        return bundle.read(name)
-
-
 class Bundle:
     """An open bundle: its manifest is read, its headers are checked; a context manager.
 

@@ -252,23 +252,6 @@ class CompensatedSet:
         logits = np.concatenate([label(images) for _, images in self.chunks()])
         return self._with({"logits": logits.astype(np.float16)})
 
-    def natural_only(self) -> CompensatedSet:
-        """Return the natural images alone, with their labels where there are any."""
-        empty = {
-            name: self._tensors[name][:0]
-            for name in self._tensors
-            if name.startswith("compensator")
-        }
-        if "logits" in self._tensors:
-            empty["logits"] = self._tensors["logits"][: self.natural]
-        return self._with(empty)
-
-    def rescaled(self, scale: float) -> CompensatedSet:
-        """Return the set with another factor on its compensators; stored labels stay."""
-        found = self._with({})
-        found.scale = scale
-        return found
-
     def bytes(self) -> dict[str, int]:
         """Return the bytes of natural images, compensators, labels, places, and all of them."""
         of = {name: tensor.nbytes for name, tensor in self._tensors.items()}

@@ -350,13 +350,6 @@ def select(
     )
 
 
-def best_rows(scores: Scores, selection: Selection, count: int) -> Rows:
-    """Return the most confident images of a selection, shape (at most count,), rising rows."""
-    inside = np.flatnonzero(np.isin(scores.rows, selection.rows))
-    order = np.lexsort((inside, -scores.confidences[inside]))
-    return np.sort(scores.rows[inside[order[:count]]])
-
-
 def _best(scores: Scores, count: int) -> NDArray[np.int64]:
     """Return the places of the most confident scores; equal ones by rising row."""
     return np.lexsort((scores.rows, -scores.confidences))[:count]

@@ -148,19 +148,6 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Provenance:
-    """Where one image comes from, and what may be done with it."""
-
-    id: str
-    source: str
-    origin: Origin
-    licence: str
-    may_ship: bool
-    sha256: str
-    address: str = ""
-
-
-@dataclass(frozen=True)
 class LoadedImages:
     """Images of one source, all of them or one batch.
 
@@ -191,16 +178,6 @@ class LoadedImages:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def provenance(self, index: int) -> Provenance:
-        """Return where an image comes from."""
-        spec = self.spec
-        sha256 = self.hashes[index].tobytes().hex()
-        licence = spec.licence if self.licences is None else self.licences[index]
-        address = "" if self.addresses is None else self.addresses[index]
-        return Provenance(
-            self.ids[index], spec.title, spec.origin, licence, spec.may_ship, sha256, address
-        )
 
 
 def load_source(
@@ -272,12 +249,6 @@ def iterate_source(
         if all_classes:
             intake.check_all_classes()
         intake.check_any()
-
-
-def count_source(spec: SourceSpec) -> int:
-    """Return how many images the source gives, broken ones included; only the index is read."""
-    with closing(_open(spec)) as reader:
-        return len(_rows(spec, reader))
 
 
 _OPENERS: dict[str, Callable[[SourceSpec], Reader]] = {

@@ -1,4 +1,4 @@
-"""Subsets: which images go where, decided by content and seed, disjoint by content hash.
+"""A split in two, decided by content and seed.
 
 An image's rank is a mix of its hash and the seed. So a choice does not depend on the order of
 storage, and equal images always fall on the same side.
@@ -6,13 +6,11 @@ storage, and equal images always fall on the same side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
 from hydistill_edge.errors import TransferSetError
-from hydistill_edge.images.content_hash import HASH_BYTES, Hashes
+from hydistill_edge.images.content_hash import Hashes
 
 Places = NDArray[np.int64]
 
@@ -48,53 +46,6 @@ def stratified_split(
     quota[order[: total - int(quota.sum())]] += 1
     part = _rank_in_group(_keys(hashes, seed), members) < quota[members]
     return np.flatnonzero(~part), np.flatnonzero(part)
-
-
-def disjoint_subsets(
-    hashes: Hashes, groups: NDArray[np.integer], counts: Mapping[str, int], *, seed: int
-) -> dict[str, Places]:
-    """Choose several subsets that share no image, each as balanced over the groups as it can be.
-
-    Args:
-        hashes: content hashes, shape (N, 32) uint8, all different.
-        groups: shape (N,) the group of each image.
-        counts: images per subset, by name; filled in this order.
-        seed: another seed, another choice.
-
-    Returns:
-        Rising places per subset.
-
-    Raises:
-        TransferSetError: a negative count, or more images asked for than there are.
-    """
-    wanted = sum(counts.values())
-    if min(counts.values(), default=0) < 0 or wanted > len(hashes):
-        asked = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise TransferSetError(
-            f"{wanted} images are needed ({asked}) and {len(hashes)} are there; ask for fewer, or "
-            "make more images"
-        )
-    keys = _keys(hashes, seed)
-    left = np.arange(len(hashes))
-    chosen = {}
-    for name, count in counts.items():
-        # one of each group, then a second of each, ...; within a round by key
-        rounds = _rank_in_group(keys[left], groups[left])
-        order = np.lexsort((keys[left], rounds))
-        chosen[name] = np.sort(left[order[:count]])
-        left = np.sort(left[order[count:]])
-    return chosen
-
-
-def not_among(hashes: Hashes, others: Hashes) -> Places:
-    """Return the places in `hashes` (N, 32) whose row is not a row of `others` (M, 32)."""
-    return np.flatnonzero(~np.isin(_as_strings(hashes), _as_strings(others)))
-
-
-def _as_strings(hashes: Hashes) -> NDArray[np.void]:
-    rows = np.ascontiguousarray(hashes, np.uint8).reshape(-1, HASH_BYTES)
-    # bytes of a fixed width, not void: np.isin must be able to sort them
-    return rows.view(f"S{HASH_BYTES}").ravel()
 
 
 def _keys(hashes: Hashes, seed: int) -> NDArray[np.uint64]:

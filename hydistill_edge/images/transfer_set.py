@@ -20,7 +20,7 @@ from hydistill_edge.errors import MissingFileError, TransferSetError
 from hydistill_edge.images.content_hash import Hashes
 from hydistill_edge.images.packed_strings import PackedStrings
 from hydistill_edge.images.safetensors_map import BrokenSafetensorsError, SafetensorsMap
-from hydistill_edge.images.subsets import disjoint_subsets, not_among, stratified_split
+from hydistill_edge.images.subsets import stratified_split
 from hydistill_edge.images.transfer_format import (
     MANIFEST,
     ORIGINS,
@@ -218,31 +218,6 @@ class TransferSet:
             self.hashes[chosen], self.pseudo_labels[chosen], fraction, seed=seed
         )
         return chosen[rest], chosen[part]
-
-    def subsets(
-        self, counts: Mapping[str, int], *, seed: int, indices: ArrayLike | None = None
-    ) -> dict[str, Indices]:
-        """Choose several subsets, disjoint by content hash and each balanced over pseudo-labels.
-
-        Args:
-            counts: how many images per subset, by its name, such as
-                `{"calibration": 256, "parity": 512, "golden": 16}`.
-            seed: another seed, another choice.
-            indices: choose among these places only; default all.
-
-        Raises:
-            TransferSetError: more images are asked for than there are.
-        """
-        chosen = self._chosen(indices)
-        places = disjoint_subsets(
-            self.hashes[chosen], self.pseudo_labels[chosen], counts, seed=seed
-        )
-        return {name: chosen[rows] for name, rows in places.items()}
-
-    def without(self, hashes: Hashes, *, indices: ArrayLike | None = None) -> Indices:
-        """Return the places of the images whose content hash is not among `hashes` (n, 32)."""
-        chosen = self._chosen(indices)
-        return chosen[not_among(self.hashes[chosen], hashes)]
 
     def _chosen(self, indices: ArrayLike | None) -> Indices:
         if indices is None:

@@ -367,46 +367,6 @@ def distill(
     )
 
 
-def train_arms(
-    teacher: Teacher,
-    student: Student,
-    transfer: TransferSet,
-    settings: HiDFDSettings,
-    *,
-    workdir: Path,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    arms: Sequence[Arm] = ARMS,
-) -> dict[Arm, Distilled]:
-    """Train the arms under one budget of steps, from the same start and with the same hold-out.
-
-    Args:
-        teacher: frozen.
-        student: gives the backbone of every arm.
-        transfer: collected and synthetic images.
-        settings: their `arm` is replaced.
-        workdir: with one folder per arm.
-        seed: of everything that is drawn.
-        device: where to train.
-        arms: which ones.
-
-    Raises:
-        MethodError: as `distill`.
-    """
-    return {
-        arm: distill(
-            teacher,
-            student,
-            transfer,
-            replace(settings, arm=arm),
-            workdir=workdir / arm,
-            seed=seed,
-            device=device,
-        )
-        for arm in arms
-    }
-
-
 def _row(arm: Arm, student: Student, steps: int) -> comparison.Row:
     what = {
         "synthetic": "the GAN's images alone",

@@ -11,7 +11,7 @@ import pytest
 
 from hydistill_edge.bundle.golden import golden_files, read_golden
 from hydistill_edge.bundle.manifest import Golden, Manifest
-from hydistill_edge.bundle.pack import inspect, pack, read_member
+from hydistill_edge.bundle.pack import Bundle, inspect, pack
 from hydistill_edge.errors import BundleError, ShapeError
 from hydistill_edge.images.resize import decode
 
@@ -42,7 +42,8 @@ def test_golden_images_are_unchanged_when_read_from_the_bundle(
 ) -> None:
     path = packed(tmp_path, manifest, *golden(images=IMAGES[..., :channels]))
 
-    back = read_golden(inspect(path), lambda name: read_member(path, name))
+    with Bundle(path) as bundle:
+        back = read_golden(bundle.manifest, bundle.read)
 
     assert back is not None
     assert back.ids == ("x", "y", "z")

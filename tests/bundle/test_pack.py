@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from hydistill_edge.bundle.manifest import Manifest
-from hydistill_edge.bundle.pack import Bundle, inspect, pack, read_member, unpack, verify
+from hydistill_edge.bundle.pack import Bundle, inspect, pack, unpack, verify
 from hydistill_edge.errors import BundleError, MissingFileError, NoSpaceError, UsageError
 
 
@@ -65,11 +65,12 @@ def test_unpack_gives_private_equal_files_when_the_bundle_is_whole(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "widgets.hydistill"]
 
 
-def test_read_member_returns_the_data_when_the_bundle_holds_it(bundle: Path) -> None:
-    assert read_member(bundle, "evidence/parity.json") == b"{}\n"
-    assert read_member(bundle, "manifest.json") == inspect(bundle).to_json()
-    with pytest.raises(BundleError, match=r"holds no 'evidence/latency\.json'"):
-        read_member(bundle, "evidence/latency.json")
+def test_bundle_reads_a_file_when_it_holds_it(bundle: Path) -> None:
+    with Bundle(bundle) as opened:
+        assert opened.read("evidence/parity.json") == b"{}\n"
+        assert opened.read("manifest.json") == inspect(bundle).to_json()
+        with pytest.raises(BundleError, match=r"holds no 'evidence/latency\.json'"):
+            opened.read("evidence/latency.json")
 
 
 def test_unpack_refuses_when_the_folder_exists(bundle: Path, tmp_path: Path) -> None:

@@ -116,14 +116,6 @@ def test_labels_are_refused_when_the_set_has_none(tmp_path: Path) -> None:
         found.logits([0])
 
 
-def test_natural_images_alone_keep_their_labels() -> None:
-    whole = made().labelled(lambda images: images[:, 0, 0, :2].astype(np.float32))
-    alone = whole.natural_only()
-    assert len(alone) == alone.natural == 4
-    assert (alone.logits(range(4)) == whole.logits(range(4))).all()
-    assert alone.bytes()["compensators"] == 0
-
-
 @pytest.mark.parametrize(
     ("file", "change", "said"),
     [

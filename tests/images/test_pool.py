@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
-from hydistill_edge.images.pool import SourcePool, TransferPool
-from hydistill_edge.images.selection import score_pool
-from hydistill_edge.images.sources import SourceSpec
+from hydistill_edge.images.pool import TransferPool
 from hydistill_edge.images.transfer_set import TransferSet, TransferSetWriter
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3)).astype(np.uint8)
@@ -42,18 +37,3 @@ def test_transfer_pool_gives_pixels_and_stored_logits_of_its_rows(transfer: Tran
     np.testing.assert_array_equal(first.images.numpy(), IMAGES[[3, 1]].transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(second.teacher_logits.numpy(), LOGITS[[17]])
     assert pool.ids(np.array([17])) == ["web:17"]
-
-
-def test_source_pool_skips_corrupt_images_and_keeps_ids_right(tmp_path: Path) -> None:
-    for number in range(5):
-        Image.fromarray(IMAGES[number]).save(tmp_path / f"{number}.png")
-    (tmp_path / "2.png").write_bytes(b"no image")
-    spec = SourceSpec("folder", tmp_path, name="web", origin="web", on_corrupt="skip")
-
-    pool = SourcePool(spec, brightness, size=(4, 4), channels=3, batch=2)
-    scores = score_pool(pool, student=None, share=1.0, classes=2)
-
-    assert pool.ids(scores.rows) == [f"web:{n}.png" for n in (0, 1, 3, 4)]
-    assert [skipped.id for skipped in pool.skipped] == ["web:2.png"]
-    expected = torch.from_numpy(IMAGES[[0, 1, 3, 4]]).permute(0, 3, 1, 2)
-    np.testing.assert_array_equal(scores.classes, brightness(expected).argmax(1).numpy())

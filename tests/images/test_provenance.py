@@ -53,13 +53,11 @@ def test_table_gives_address_and_licence_of_each_image(
     loaded = load(photos, provenance=write(tmp_path / name, *lines))
     assert loaded.addresses == ["", "https://a.example/1", "", ""]
     assert loaded.licences == ["unknown", "CC0", "unknown", "unknown"]
-    told = loaded.provenance(1)
-    assert (told.address, told.licence) == ("https://a.example/1", "CC0")
 
 
-def test_provenance_has_the_sources_licence_when_there_is_no_table(photos: Path) -> None:
-    told = load(photos).provenance(2)
-    assert (told.address, told.licence, told.id) == ("", "unknown", "web:2.png")
+def test_nothing_is_told_of_single_images_when_there_is_no_table(photos: Path) -> None:
+    loaded = load(photos)
+    assert (loaded.addresses, loaded.licences, loaded.spec.licence) == (None, None, "unknown")
 
 
 @pytest.mark.parametrize(

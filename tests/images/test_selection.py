@@ -13,7 +13,6 @@ from hydistill_edge.errors import MethodError, ShapeError, UsageError
 from hydistill_edge.images.selection import (
     PoolBatch,
     Scores,
-    best_rows,
     class_thresholds,
     combined_confidence,
     score_pool,
@@ -207,11 +206,6 @@ def test_values_out_of_range_are_refused() -> None:
         score_pool(pool_of(torch.eye(3)), student=None, share=0.5, classes=3)
     with pytest.raises(UsageError, match="threshold 1"):
         select(scores_of([0.9], [0]), threshold=1.0)
-
-
-def test_best_rows_are_the_most_confident_of_a_selection() -> None:
-    scores = scores_of([0.99, 0.96, 0.2, 0.98], [0, 0, 0, 0])
-    assert best_rows(scores, select(scores), 2).tolist() == [100, 103]
 
 
 def test_selection_becomes_plain_values() -> None:

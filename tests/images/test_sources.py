@@ -13,7 +13,7 @@ from hydistill_edge.errors import ImageSourceError, MissingFileError
 from hydistill_edge.images.readers import undo_delta
 from hydistill_edge.images.rows import select_rows
 from hydistill_edge.images.safetensors_map import write_safetensors
-from hydistill_edge.images.sources import SourceSpec, count_source, iterate_source, load_source
+from hydistill_edge.images.sources import SourceSpec, iterate_source, load_source
 
 
 def random_images(count: int, size: int = 6, channels: int = 3) -> NDArray[np.uint8]:
@@ -403,7 +403,6 @@ def test_batches_add_up_to_the_whole_when_iterated(tmp_path: Path) -> None:
     assert (np.concatenate([batch.images for batch in batches]) == whole.images).all()
     assert (np.concatenate([batch.hashes for batch in batches]) == whole.hashes).all()
     assert [name for batch in batches for name in batch.ids] == whole.ids
-    assert count_source(spec) == 10
 
 
 def test_iterating_names_the_missing_class_when_all_was_read(photos: Path) -> None:
@@ -412,17 +411,6 @@ def test_iterating_names_the_missing_class_when_all_was_read(photos: Path) -> No
     assert [len(next(batches)), len(next(batches))] == [2, 1]
     with pytest.raises(ImageSourceError, match='"fish"'):
         next(batches)
-
-
-def test_provenance_is_known_for_each_image_when_loaded(photos: Path) -> None:
-    import hashlib
-
-    spec = SourceSpec("folder", photos, name="line-2", licence="MIT", may_ship=True, origin="web")
-    image = load_source(spec).provenance(1)
-    assert image.id == "line-2:cat/deep/b.png"
-    assert (image.source, image.licence, image.may_ship) == ("line-2", "MIT", True)
-    assert image.origin == "web"
-    assert image.sha256 == hashlib.sha256(random_images(3)[1].tobytes()).hexdigest()
 
 
 def test_spec_lists_every_problem_when_several_fields_are_wrong() -> None:

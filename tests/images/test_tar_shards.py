@@ -220,9 +220,12 @@ def test_address_and_licence_come_from_the_json_beside_an_image(
 ) -> None:
     shard = noted(tmp_path, json.dumps(note).encode())
     loaded = load_source(SourceSpec("shards", shard, origin="web", licence="unknown"))
-    told = loaded.provenance(0)
-    assert (told.address, told.licence) == expected
-    assert (loaded.provenance(1).address, loaded.provenance(1).licence) == ("", "unknown")
+    assert loaded.addresses is not None
+    assert loaded.licences is not None
+    assert list(zip(loaded.addresses, loaded.licences, strict=True)) == [
+        expected,
+        ("", "unknown"),
+    ]
 
 
 def test_provenance_table_stands_above_the_json_beside_an_image(tmp_path: Path) -> None:

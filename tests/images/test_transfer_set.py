@@ -401,33 +401,6 @@ def test_split_refuses_when_a_side_would_be_empty(tmp_path: Path, fraction: floa
         write(tmp_path / "set").split(fraction, seed=0)
 
 
-def test_subsets_share_no_image_and_are_balanced_when_chosen(tmp_path: Path) -> None:
-    transfer = write(tmp_path / "set", count=120)
-    chosen = transfer.subsets({"calibration": 30, "parity": 12, "golden": 3}, seed=0)
-    assert {name: len(places) for name, places in chosen.items()} == {
-        "calibration": 30, "parity": 12, "golden": 3,
-    }  # fmt: skip
-    assert len(np.unique(np.concatenate(list(chosen.values())))) == 45
-    assert np.bincount(transfer.pseudo_labels[chosen["calibration"]]).tolist() == [10, 10, 10]
-    assert np.bincount(transfer.pseudo_labels[chosen["golden"]]).tolist() == [1, 1, 1]
-
-
-def test_subsets_stay_inside_when_indices_are_given(tmp_path: Path) -> None:
-    transfer = write(tmp_path / "set")
-    chosen = transfer.subsets({"a": 4}, seed=0, indices=np.arange(5))
-    assert chosen["a"].max() < 5
-
-
-def test_subsets_name_the_counts_when_too_many_are_asked(tmp_path: Path) -> None:
-    with pytest.raises(TransferSetError, match=r"21 images are needed.*a 20, b 1.*20 are there"):
-        write(tmp_path / "set").subsets({"a": 20, "b": 1}, seed=0)
-
-
-def test_without_leaves_out_the_images_when_their_hashes_are_given(tmp_path: Path) -> None:
-    transfer = write(tmp_path / "set")
-    assert transfer.without(content_hashes(random_images(18))).tolist() == [18, 19]
-
-
 # -- large -----------------------------------------------------------------------------------------
 
 

@@ -43,7 +43,7 @@ def test_load_profile_returns_a_whole_profile_when_shipped(name: str) -> None:
     assert profile.name == name
     assert profile.latency is not None
     assert profile.sources
-    assert all(profile.allows(t.target, p) for t in profile.targets for p in t.precisions)
+    assert all(profile.precisions(t.target) == t.precisions for t in profile.targets)
 
 
 def test_load_profile_reads_a_users_own_file(tmp_path: Path) -> None:
@@ -163,13 +163,6 @@ def test_check_host_names_the_mismatch(host: HostFacts, mismatch: str) -> None:
     (found,) = check_host(load_profile("intel-n100"), host)
 
     assert mismatch in found
-
-
-def test_has_vnni_holds_for_either_instruction_set() -> None:
-    assert load_profile("x86-vnni").has_vnni
-    assert load_profile("intel-n100").has_vnni
-    assert not load_profile("x86-avx2").has_vnni
-    assert load_profile("raspberry-pi-5").has_dotprod
 
 
 def test_read_host_knows_this_machine() -> None:
