@@ -224,28 +224,57 @@ def test_students_share_teacher_images_and_small_network(
         open_recipe(run)
 
 
-def test_table_has_every_student_with_its_gap(hydistill: Any) -> None:
+def printed(summary: dict[str, Any]) -> list[str]:
+    """Return the lines of both tables in a terminal of 80 columns."""
     from rich.console import Console
 
-    from hydistill_edge.cli.build import students_table
+    from hydistill_edge.cli.build import students_tables
 
-    network = {"arch": "zoo:resnet8", "params": 78_000, "accuracy": 0.9}
-    row = {
-        **{**network, "name": "edge", "teacher_agreement": 0.95, "passed": True, "artifacts": []},
-        "failure": None,
-    }
-    summary = {
-        "teacher": {**network, "arch": "zoo:resnet20"},
-        "small_network": {**network, "arch": "zoo:convnet3", "holdout_agreement": 0.5},
-        "students": [{**row, "gap_points": 3.25}, {**row, "name": "other", "gap_points": None}],
-    }
-    console = Console(width=120)
+    console = Console(width=80)
     with console.capture() as captured:
-        console.print(students_table(summary))
-    lines = [line.split() for line in captured.get().splitlines()]
-    assert any(line[:2] == ["edge", "resnet8"] and "+3.25" in line for line in lines)
-    assert any(line[:2] == ["other", "resnet8"] and "-" in line for line in lines)
-    assert any(line[:3] == ["small", "network", "convnet3"] for line in lines)
+        for made in students_tables(summary):
+            console.print(made)
+    return captured.get().splitlines()
+
+
+def rows_of_two_students() -> dict[str, Any]:
+    network = {"arch": "zoo:resnet8", "params": 78_000, "accuracy": 0.9}
+    built = [
+        {**artifact(device, None, 1.25, 2048), "accuracy": 0.875, "teacher_agreement": 0.75}
+        for device in ("raspberry-pi-5", "jetson-orin-nano")
+    ]
+    row = {**network, "name": "camera", "teacher_agreement": 0.95, "passed": None, "failure": None}
+    other = {**row, "name": "gateway", "arch": "zoo:mobilenet_v3_small", "gap_points": None}
+    return {
+        "teacher": {**network, "arch": "torchvision:regnet_y_400mf"},
+        "small_network": {**network, "arch": "zoo:convnet3", "holdout_agreement": 0.5},
+        "students": [
+            {**row, "gap_points": 3.25, "artifacts": built},
+            {**other, "accuracy": None, "params": None, "artifacts": [], "failure": {"kind": "X"}},
+        ],
+    }
+
+
+def test_tables_show_every_name_and_number_whole_in_80_columns() -> None:
+    lines = [line.split() for line in printed(rows_of_two_students())]
+    for words in (
+        ["teacher", "regnet_y_400mf", "90.00", "%", "0.078", "M"],
+        ["small", "network", "convnet3", "90.00", "%", "0.078", "M"],
+        ["camera", "resnet8", "90.00", "%", "+3.25", "0.078", "M", "not", "judged"],
+        ["gateway", "mobilenet_v3_small", "-", "-", "-", "not", "built"],
+        ["openvino", "int8", "raspberry-pi-5", "87.50", "%", "1.25", "2", "K", "not", "judged"],
+        ["openvino", "int8", "jetson-orin-nano", "87.50", "%", "1.25", "2", "K", "not", "judged"],
+    ):
+        assert words in lines, words
+
+
+def test_tables_show_agreement_when_there_are_no_labelled_images() -> None:
+    summary = rows_of_two_students()
+    for row in summary["students"]:
+        row["accuracy"] = None
+    text = "\n".join(printed(summary))
+    assert "accuracy" not in text
+    assert [found in text for found in ("95.00 %", "50.00 %", "75.00 %")] == [True] * 3
 
 
 def test_gap_is_not_told_when_it_cannot_be_compared(tmp_path: Path) -> None:

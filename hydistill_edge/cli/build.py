@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from hydistill_edge.build import Build
 
 
+ZOO_WIDTH = 18
+"""Characters of the zoo's longest name, which no table breaks."""
+
+
 def build(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)],
     out: Annotated[
@@ -68,9 +72,10 @@ def show(result: Build, *, json: bool) -> None:
     else:
         console = stdout()
         if "students" in result.summary:
-            console.print(students_table(result.summary))
-            reports = plain(result.path / "students")
-            console.print(f"{verdict(result.passed)}  {reports}/NAME/report.html", soft_wrap=True)
+            for made in students_tables(result.summary):
+                console.print(made)
+            report = plain(result.path / "report.html")
+            console.print(f"{verdict(result.passed)}  {report}", soft_wrap=True)
         elif result.summary:
             console.print(summary_table(result.summary))
             report = plain(result.path / "report.html")
@@ -126,52 +131,54 @@ def summary_table(summary: dict[str, Any]) -> Any:
     return made
 
 
-def students_table(summary: dict[str, Any]) -> Any:
-    """Return several students beside each other, teacher and small network on top."""
-    made = table(
-        "student", "network", "device", "accuracy>", "agrees>", "gap>", "p50>", "size>", "gates"
-    )
+def students_tables(summary: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return several students beside each other, and the artifacts of each.
+
+    Two tables, because one would not fit into the 80 columns of a terminal. Without labelled images
+    agreement with the teacher stands in the place of accuracy.
+    """
+    by_labels = any(student["accuracy"] is not None for student in summary["students"])
+    score = "accuracy>" if by_labels else "agrees>"
+    made = table("student", "network", score, "gap>", "weights>", "gates")
+    made.columns[1].min_width = ZOO_WIDTH
     small = summary["small_network"] or {}
     for role, model in (("teacher", summary["teacher"]), ("small network", small)):
         if model:
             made.add_row(
                 role,
                 _network(model),
+                percent(model["accuracy"] if by_labels else model.get("holdout_agreement")),
                 "",
-                percent(model.get("accuracy")),
-                percent(model.get("holdout_agreement")) if model is small else "",
-                *("", "", f"{model['params'] / 1e6:.3g} M", ""),
+                _parameters(model["params"]),
+                "",
             )
+    artifacts = table("artifact", "device", score, "p50 ms>", "size>", "gates")
     for student in summary["students"]:
         made.add_row(
             plain(student["name"]),
             _network(student),
-            "",
-            percent(student["accuracy"]),
-            percent(student["teacher_agreement"]),
+            percent(student["accuracy"] if by_labels else student["teacher_agreement"]),
             points(student["gap_points"]),
-            "",
             _parameters(student["params"]),
             "[red]not built[/]" if student["failure"] else verdict(student["passed"]),
         )
+        if student["artifacts"]:
+            artifacts.add_row(f"[bold]{plain(student['name'])}[/]")
         for artifact in student["artifacts"]:
-            made.add_row(
-                "",
-                f"{artifact['target']} {artifact['precision']}",
-                artifact["device"],
-                percent(artifact["accuracy"]),
-                percent(artifact["teacher_agreement"]),
-                "",
-                milliseconds((artifact["latency"] or {}).get("p50_ms")),
+            artifacts.add_row(
+                f"  {artifact['target']} {artifact['precision']}",
+                plain(artifact["device"]),
+                percent(artifact["accuracy"] if by_labels else artifact["teacher_agreement"]),
+                milliseconds(artifact["latency"]["p50_ms"]).removesuffix(" ms"),
                 f"{artifact['bytes'] / 1024:.0f} K",
                 verdict(artifact["passed"]),
             )
-    return made
+    return made, artifacts
 
 
 def _parameters(count: int | None) -> str:
     return "-" if count is None else f"{count / 1e6:.3g} M"
 
 
-def _network(model: dict[str, Any]) -> str:
-    return plain(model["arch"]).removeprefix("zoo:")
+def _network(model: Mapping[str, Any]) -> str:
+    return plain(model["arch"]).removeprefix("zoo:").removeprefix("torchvision:")

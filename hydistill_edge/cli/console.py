@@ -49,14 +49,22 @@ def print_error(text: str, *, kind: str, code: int, as_json: bool) -> None:
 
 
 def table(*columns: str, title: str | None = None) -> Table:
-    """Return an empty table in the house style; a column named "x>" is right-aligned."""
+    """Return an empty table in the house style; a column named "x>" is right-aligned.
+
+    Where the terminal is too narrow, texts are folded; numbers and verdicts stay whole.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     for column in columns:
         right = column.endswith(">")
-        made.add_column(column.rstrip(">"), justify="right" if right else "left", overflow="fold")
+        made.add_column(
+            column.rstrip(">"),
+            justify="right" if right else "left",
+            overflow="fold",
+            no_wrap=right or column in ("gates", "verdict"),
+        )
     return made
 
 
