@@ -307,7 +307,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         raise ProfileError(f"device profile {path} cannot be read: {error}") from error
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, for one
         raise ProfileError(f"device profile {path} is not YAML: {error}") from error
     if not isinstance(data, dict):
         kind = type(data).__name__

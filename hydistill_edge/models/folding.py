@@ -21,8 +21,7 @@ from hydistill_edge.models.taps import eval_mode, reading
 
 PIXEL_CENTRE = 128.0
 PIXEL_SCALE = 64.0
-"""A student's own normalisation: (pixel - 128) / 64, so that uint8 pixels are a quantized "
-"tensor."""
+"""A student normalises by (pixel - 128) / 64, so that uint8 pixels are a quantized tensor."""
 
 FOLD_TOLERANCE = 1e-3
 """Largest difference, over the largest logit, between the folded network with exact borders and

@@ -123,7 +123,7 @@ def test_load_profile_names_the_known_ones_when_unknown(name: str, message: str)
         load_profile(name)
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "{", "threads: [", "\x00"])
+@pytest.mark.parametrize("text", ["[1, 2]", "{", "threads: [", "\x00", "name: 2026-13-45"])
 def test_load_profile_refuses_a_file_that_is_no_mapping(text: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text, encoding="utf-8")
