@@ -525,6 +525,15 @@ def gelu(node: Node, x: Tensor) -> Tensor:
     return F.gelu(x, approximate=mode.decode() if isinstance(mode, bytes) else mode)
 
 
+_OFFSETS = {"asymmetric": 0.0, "half_pixel": 0.5}
+_ROUNDINGS: Mapping[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "round_prefer_floor": lambda at: np.ceil(at - 0.5),
+    "round_prefer_ceil": lambda at: np.floor(at + 0.5),
+    "floor": np.floor,
+    "ceil": np.ceil,
+}
+
+
 def resize(
     node: Node,
     x: Tensor,
@@ -532,24 +541,33 @@ def resize(
     scales: Value | None = None,
     sizes: Value | None = None,
 ) -> Tensor:
-    """Resize height and width: nearest (asymmetric, floor) or linear, in torch's conventions."""
+    """Resize height and width: nearest, or linear in torch's conventions."""
     del roi
     text = {
         key: value.decode() if isinstance(value, bytes) else value
         for key, value in node.attributes.items()
     }
+    if text.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise ValueError("Resize that keeps the aspect ratio has no torch counterpart")
     if sizes is not None and len(ints(sizes)):
         size = ints(sizes)[-2:]
+        factors = [to / side for to, side in zip(size, x.shape[-2:], strict=True)]
     else:
-        factors = np.asarray(scales.cpu() if isinstance(scales, Tensor) else scales).reshape(-1)
+        given = np.asarray(scales.cpu() if isinstance(scales, Tensor) else scales).reshape(-1)
+        factors = [float(factor) for factor in given[-2:]]
         size = [
-            math.floor(side * factor)
-            for side, factor in zip(x.shape[-2:], factors[-2:], strict=True)
+            math.floor(side * factor) for side, factor in zip(x.shape[-2:], factors, strict=True)
         ]
     where_from = text.get("coordinate_transformation_mode", "half_pixel")
     mode = text.get("mode", "nearest")
-    if mode == "nearest" and where_from == "asymmetric" and text.get("nearest_mode") == "floor":
-        return F.interpolate(x, size=size, mode="nearest")
+    rounding = text.get("nearest_mode", "round_prefer_floor")
+    if mode == "nearest" and where_from in _OFFSETS and rounding in _ROUNDINGS:
+        offset = _OFFSETS[where_from]
+        for axis, (to, factor) in enumerate(zip(size, factors, strict=True), start=2):
+            taken = _ROUNDINGS[rounding]((np.arange(to) + offset) / factor - offset)
+            taken = np.clip(taken, 0, x.shape[axis] - 1).astype(np.int64)
+            x = x.index_select(axis, torch.from_numpy(taken).to(x.device))
+        return x
     antialias = bool(text.get("antialias", 0))
     if mode == "linear" and where_from in ("half_pixel", "pytorch_half_pixel", "align_corners"):
         return F.interpolate(
@@ -559,8 +577,6 @@ def resize(
             align_corners=where_from == "align_corners",
             antialias=antialias,
         )
-    if mode == "nearest" and where_from == "half_pixel":
-        return F.interpolate(x, size=size, mode="nearest-exact")
     raise ValueError(
         f'Resize with mode "{mode}" and coordinates "{where_from}" has no torch counterpart'
     )

@@ -1,5 +1,4 @@
-"""Every operator against onnx's own reference evaluator, and gradients against finite "
-"differences."""
+"""Every operator against onnx's own reference evaluator, gradients against differences."""
 
 from __future__ import annotations
 
@@ -169,6 +168,16 @@ CASES = [
         (IMAGE, None, np.float32([1, 1, 2, 2])),
         {"nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"},
         label="nearest",
+    ),
+    *(
+        Case(
+            "Resize",
+            (floats(1, 2, 8, 12), None, np.float32([1, 1, 0.5, 1.5])),
+            {"nearest_mode": rounding, "coordinate_transformation_mode": where_from},
+            label=f"{rounding}-{where_from}",
+        )
+        for rounding in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+        for where_from in ("asymmetric", "half_pixel")
     ),
     Case("Dropout", (IMAGE,)),
 ]
