@@ -6,16 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from hydistill_edge.build import open_recipe
-from hydistill_edge.errors import ImageSourceError, MissingFileError
-from hydistill_edge.images.sources import SourceSpec, load_source
+from hydistill_edge.images.sources import SourceSpec, kind_of, load_source
 from hydistill_edge.metrics import score
 from hydistill_edge.run_directory import RunDirectory
 from hydistill_edge.stages.evaluation import evaluate as evaluate_work
 from hydistill_edge.stages.evaluation import require_labels
 from hydistill_edge.stages.work import Report, Work, quiet
-
-KINDS = {".npz": "npz", ".safetensors": "safetensors", ".tar": "shards"}
-"""What a file's ending says about the kind of source; a folder is a folder of images."""
 
 
 def evaluate(subject: Path, data: Path, *, report: Report | None = None) -> dict[str, Any]:
@@ -30,7 +26,7 @@ def evaluate(subject: Path, data: Path, *, report: Report | None = None) -> dict
         MissingFileError: subject or data do not exist.
         ImageSourceError: images without labels, or of classes that the model does not know.
     """
-    source = labelled_source(data)
+    source = SourceSpec(kind_of(data), data, use_labels=True)
     if subject.is_dir():
         recipe = open_recipe(subject)
         adapting = recipe.images.model_copy(update={"adapt": True})
@@ -41,24 +37,6 @@ def evaluate(subject: Path, data: Path, *, report: Report | None = None) -> dict
         )
         return evaluate_work(work, source)
     return evaluate_bundle(subject, source)
-
-
-def labelled_source(data: Path) -> SourceSpec:
-    """Return the source that a path on the command line means.
-
-    Raises:
-        MissingFileError: there is nothing there.
-        ImageSourceError: a file of an unknown kind.
-    """
-    if not data.exists():
-        raise MissingFileError(f"there are no images at {data}")
-    if data.is_file() and data.suffix not in KINDS:
-        raise ImageSourceError(
-            f"{data} is no image source; expected a folder with one subfolder per class, or a "
-            f"file that ends in {', '.join(KINDS)}"
-        )
-    kind: Any = "folder" if data.is_dir() else KINDS[data.suffix]
-    return SourceSpec(kind, data, use_labels=True)
 
 
 def evaluate_bundle(path: Path, source: SourceSpec) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hydistill_edge.errors import MissingFileError, UsageError
+from hydistill_edge.images.sources import Kind, kind_of
 from hydistill_edge.models.architectures import build_network
 from hydistill_edge.models.counting import count
 from hydistill_edge.models.onnx_network import load_onnx
@@ -124,12 +125,13 @@ def write_recipe(
     Raises:
         UsageError: the recipe exists already.
         ProfileError: there is no such device profile.
+        MissingFileError: there is nothing at `images`.
+        ImageSourceError: what is there holds no images.
     """
     if out.exists() and not replace:
         raise UsageError(f"{out} exists already; give another --out, or --force to replace it")
     profile = load_profile(device)
-    if images is not None and not images.exists():
-        raise MissingFileError(f"there are no images at {images}")
+    source = None if images is None else (kind_of(images), images)
     facts = inspect_teacher(
         weights,
         architecture=architecture,
@@ -138,7 +140,7 @@ def write_recipe(
         classes=classes,
         options=options,
     )
-    text = _recipe_text(out, weights, facts, architecture, dict(options or {}), images, profile)
+    text = _recipe_text(out, weights, facts, architecture, dict(options or {}), source, profile)
     Recipe.parse(text, name=str(out), base=out.parent)  # what we write must be right
     write_text(out, text)
     return facts
@@ -256,7 +258,7 @@ def _recipe_text(
     facts: Mapping[str, Any],
     architecture: str | None,
     options: Mapping[str, Any],
-    images: Path | None,
+    source: tuple[Kind, Path] | None,
     profile: DeviceProfile,
 ) -> str:
     shape = facts["input"]
@@ -292,10 +294,8 @@ def _recipe_text(
         "",
         "images:",
     ]
-    if images is not None:
-        kind = {".npz": "npz", ".safetensors": "safetensors", ".tar": "shards"}.get(
-            images.suffix, "folder"
-        )
+    if source is not None:
+        kind, images = source
         lines += [
             "  adapt: true  # resize and convert images that differ from the size above",
             "  # A few real images, without labels. They never leave the run directory unless",

@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "family_summary": ("family", "build", "recipe", "run_directory", "stages"),
     "family_build": ("family", "family_summary", "build", "run_directory", "stages", "report"),
     # What a command does beyond one call stands in a module of its own, not in cli.
-    "inspection": ("recipe", "run_directory", "models", "targets.profiles"),
+    "inspection": ("recipe", "run_directory", "images", "models", "targets.profiles"),
     "evaluation": ("recipe", "run_directory", "build", "stages", "metrics", "device", *HOST_SIDE),
     "profiling": ("recipe", "run_directory", "build", "stages", "bundle", "device", "targets"),
     "review": ("run_directory", "images", "report"),

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from hydistill_edge.errors import ImageSourceError
+from hydistill_edge.errors import ImageSourceError, MissingFileError
 from hydistill_edge.images.content_hash import Hashes, content_hashes
 from hydistill_edge.images.provenance import (
     Exclusions,
@@ -43,8 +43,30 @@ from hydistill_edge.images.transfer_format import ORIGINS, Origin
 
 Kind = Literal["folder", "npz", "torchvision", "safetensors", "shards"]
 
+FILE_KINDS: Mapping[str, Kind] = {".npz": "npz", ".safetensors": "safetensors", ".tar": "shards"}
+"""What a file's ending says about the kind of source; a folder is a folder of images."""
+
 _LISTED = 5
 """How many broken files an error names."""
+
+
+def kind_of(path: Path) -> Kind:
+    """Return the kind of source that a path on the command line means.
+
+    Raises:
+        MissingFileError: there is nothing there.
+        ImageSourceError: a file of an unknown kind.
+    """
+    if not path.exists():
+        raise MissingFileError(f"there are no images at {path}")
+    if path.is_dir():
+        return "folder"
+    if path.suffix not in FILE_KINDS:
+        raise ImageSourceError(
+            f"{path} holds no images that are read; expected a folder of images, or a file that "
+            f"ends in {', '.join(FILE_KINDS)}"
+        )
+    return FILE_KINDS[path.suffix]
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,14 @@ def test_inspect_refuses_a_size_that_an_onnx_file_contradicts(
     assert hydistill("inspect", tmp_path / "t.onnx", "--channels", 3, "--json").code == 0
 
 
+def test_init_refuses_images_that_no_build_could_read(refused: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    command = ("init", "teacher.pt", *SHAPE, "--out", tmp_path / "recipe.yaml", "--images")
+    refused(*command, tmp_path / "notes.txt", code=2, says=("notes.txt", "a folder of images"))
+    refused(*command, tmp_path / "absent", code=3, says=("absent",))
+    assert not (tmp_path / "recipe.yaml").exists()
+
+
 def test_init_names_the_build_after_the_file_whatever_it_is_called(
     tiny_inputs: Any, tmp_path: Path, hydistill: Any
 ) -> None:
