@@ -22,7 +22,10 @@ Where this departs from the papers, and why:
   freezing are our reading. AFD's equations are certain.
 - The attention of each student layer is renormalized over the kept keys. Otherwise it could lower
   the loss by turning to keys that are not in it.
-- The loss is weighted by T / |R| for |R| kept of T keys, so that a choice does not weaken it.
+- The loss is weighted by T / |R| for |R| kept of T keys, so that a choice does not weaken it where
+  the kept keys' attention is left as it is (`renormalize` off). Renormalized, it sums to 1 already:
+  a choice of half of the keys then doubles `beta`, so compare with `variant: all_keys` at equal
+  beta · T / |R|.
 - There are no true labels: the cross entropy of both papers is left out, or taken against the
   teacher's own first class (`label_weight`).
 - An epoch is a 240th of the training (`epochs`), whatever the size of the set: with few images a
