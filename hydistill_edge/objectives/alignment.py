@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hydistill_edge.errors import ShapeError
 from hydistill_edge.objectives.shapes import check_same_shape
+from hydistill_edge.objectives.widening import widened
 
 
 def feature_alignment(student_map: Tensor, teacher_map: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ def feature_alignment(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     Source: Tang, Chen and Gong 2024, arXiv:2412.13525; Chen et al. 2022, arXiv:2203.14001.
     """
     check_same_shape(student_map, teacher_map)
-    return (_wide(student_map) - _wide(teacher_map.detach())).square().mean()
+    return (widened(student_map) - widened(teacher_map.detach())).square().mean()
 
 
 def disagreement_weights(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ def disagreement_weights(student_logits: Tensor, teacher_logits: Tensor) -> Tens
     Source: Tang et al. 2023, arXiv:2307.11469.
     """
     check_same_shape(student_logits, teacher_logits)
-    difference = _wide(student_logits.detach()) - _wide(teacher_logits.detach())
+    difference = widened(student_logits.detach()) - widened(teacher_logits.detach())
     return torch.sigmoid(difference.flatten(1).norm(dim=1))
 
 
@@ -74,10 +75,7 @@ def weighted_alignment(student_map: Tensor, teacher_map: Tensor, *, weights: Ten
             f"weights {tuple(weights.shape)} for maps {tuple(student_map.shape)}; expected one per "
             "image, (N,)"
         )
-    per_image = (_wide(student_map) - _wide(teacher_map.detach())).square().flatten(1).mean(dim=1)
-    return (_wide(weights.detach()) * per_image).mean()
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Widen half types to float32, and leave float64 (used by gradient checks) alone."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    per_image = (
+        (widened(student_map) - widened(teacher_map.detach())).square().flatten(1).mean(dim=1)
+    )
+    return (widened(weights.detach()) * per_image).mean()

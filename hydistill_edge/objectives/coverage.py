@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hydistill_edge.errors import ShapeError, UsageError
+from hydistill_edge.objectives.widening import widened
 
 FLAG_BELOW = 0.6
 """A class whose images reach a smaller share of the bins is flagged."""
@@ -156,7 +157,7 @@ def class_statistics(features: Tensor, classes: Tensor, *, count: int) -> ClassS
         ShapeError: features and classes do not fit.
     """
     _check_features(features, classes)
-    wide = features if features.dtype == torch.float64 else features.float()
+    wide = widened(features)
     places = torch.arange(count, device=classes.device)
     member = (classes[:, None] == places).to(wide.dtype)  # one_hot would wait for a GPU
     images = member.sum(dim=0)[:, None]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hydistill_edge.errors import ShapeError
+from hydistill_edge.objectives.widening import widened
 
 
 def same_class_similarity(features: Tensor, classes: Tensor, *, allowed: float = 0.0) -> Tensor:
@@ -31,7 +32,7 @@ def same_class_similarity(features: Tensor, classes: Tensor, *, allowed: float =
             f"features {tuple(features.shape)} and classes {tuple(classes.shape)} do not fit; "
             "expected (N, D) and (N,)"
         )
-    wide = features if features.dtype == torch.float64 else features.float()
+    wide = widened(features)
     same = (classes[:, None] == classes[None, :]).to(wide.dtype)
     centered = wide - (same @ wide) / same.sum(dim=1, keepdim=True)
     direction = F.normalize(centered, dim=1)

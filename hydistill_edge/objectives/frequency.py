@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hydistill_edge.errors import ShapeError, UsageError
+from hydistill_edge.objectives.widening import widened
 
 FLOOR = 1e-8
 """Below this a mean probability has no logarithm worth having."""
@@ -42,8 +42,7 @@ def weighted_negative_entropy(teacher_logits: Tensor, *, weights: Tensor) -> Ten
             f"logits {tuple(teacher_logits.shape)} and weights {tuple(weights.shape)}; expected "
             "(N, classes) and (classes,)"
         )
-    wide = teacher_logits if teacher_logits.dtype == torch.float64 else teacher_logits.float()
-    mean = F.softmax(wide, dim=1).mean(dim=0)
+    mean = F.softmax(widened(teacher_logits), dim=1).mean(dim=0)
     return (weights.detach().to(mean.dtype) * mean * mean.clamp_min(FLOOR).log()).sum()
 
 

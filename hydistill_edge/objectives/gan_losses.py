@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hydistill_edge.errors import ShapeError
 from hydistill_edge.objectives.shapes import check_same_shape
+from hydistill_edge.objectives.widening import widened
 
 
 def hinge_discriminator(real: Tensor, generated: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def hinge_discriminator(real: Tensor, generated: Tensor) -> Tensor:
 
     Source: Lim and Ye 2017, arXiv:1705.02894.
     """
-    return F.relu(1.0 - _wide(real)).mean() + F.relu(1.0 + _wide(generated)).mean()
+    return F.relu(1.0 - widened(real)).mean() + F.relu(1.0 + widened(generated)).mean()
 
 
 def hinge_generator(generated: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def hinge_generator(generated: Tensor) -> Tensor:
     Args:
         generated: the discriminator's scores, shape (M,); gradients flow here.
     """
-    return -_wide(generated).mean()
+    return -widened(generated).mean()
 
 
 def adc_discriminator(
@@ -63,8 +63,8 @@ def adc_discriminator(
     """
     _check_classes(real, real_classes)
     _check_classes(generated, generated_classes)
-    return F.cross_entropy(_wide(real), 2 * real_classes) + F.cross_entropy(
-        _wide(generated), 2 * generated_classes + 1
+    return F.cross_entropy(widened(real), 2 * real_classes) + F.cross_entropy(
+        widened(generated), 2 * generated_classes + 1
     )
 
 
@@ -84,7 +84,7 @@ def adc_generator(generated: Tensor, generated_classes: Tensor) -> Tensor:
     Source: Hou et al. 2022 (ADC-GAN), arXiv:2107.10060.
     """
     _check_classes(generated, generated_classes)
-    scores = _wide(generated)
+    scores = widened(generated)
     # The normaliser of both cross entropies is the same, and cancels.
     as_real = scores.gather(1, 2 * generated_classes[:, None])
     as_generated = scores.gather(1, 2 * generated_classes[:, None] + 1)
@@ -135,7 +135,7 @@ def feature_integration(
 
 
 def _distance(teacher: Tensor, mapped: Tensor) -> Tensor:
-    difference = _wide(teacher.detach()) - _wide(mapped)
+    difference = widened(teacher.detach()) - widened(mapped)
     norms: Tensor = difference.norm(dim=1)
     return norms.mean()
 
@@ -146,8 +146,3 @@ def _check_classes(scores: Tensor, classes: Tensor) -> None:
             f"scores {tuple(scores.shape)} and classes {tuple(classes.shape)}; expected "
             "(N, 2 classes) and (N,)"
         )
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Widen half types to float32, and leave float64 (used by gradient checks) alone."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hydistill_edge.errors import ShapeError, UsageError
+from hydistill_edge.objectives.widening import widened
 
 
 def afd_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], attention: Tensor) -> Tensor:
@@ -136,9 +137,7 @@ def mean_square(features: Tensor, *, channels: Tensor | None = None) -> Tensor:
         )
     if channels is not None:
         features = features[:, channels]
-    if features.dtype != torch.float64:
-        features = features.float()
-    return features.square().mean(dim=1)
+    return widened(features).square().mean(dim=1)
 
 
 def unit_map(squares: Tensor) -> Tensor:

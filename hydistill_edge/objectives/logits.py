@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hydistill_edge.errors import ShapeError
 from hydistill_edge.objectives.shapes import check_same_shape
+from hydistill_edge.objectives.widening import widened
 
 
 def kd_kl(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4.0) -> Tensor:
@@ -27,8 +28,8 @@ def kd_kl(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float 
     Source: Hinton et al. 2015, arXiv:1503.02531, section 2.
     """
     check_same_shape(student_logits, teacher_logits)
-    log_p = F.log_softmax(_wide(student_logits) / temperature, dim=-1)
-    log_q = F.log_softmax(_wide(teacher_logits.detach()) / temperature, dim=-1)
+    log_p = F.log_softmax(widened(student_logits) / temperature, dim=-1)
+    log_q = F.log_softmax(widened(teacher_logits.detach()) / temperature, dim=-1)
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -64,10 +65,10 @@ def kd_kl_mixed(
     check_same_shape(student_logits, teacher_logits)
     check_same_shape(student_logits, partner_logits)
     check_same_shape(student_logits[:, 0], share)
-    log_p = F.log_softmax(_wide(student_logits) / temperature, dim=-1)
+    log_p = F.log_softmax(widened(student_logits) / temperature, dim=-1)
     target = torch.lerp(
-        F.softmax(_wide(partner_logits.detach()) / temperature, dim=-1),
-        F.softmax(_wide(teacher_logits.detach()) / temperature, dim=-1),
+        F.softmax(widened(partner_logits.detach()) / temperature, dim=-1),
+        F.softmax(widened(teacher_logits.detach()) / temperature, dim=-1),
         share[:, None],
     )
     return F.kl_div(log_p, target, reduction="batchmean") * temperature**2
@@ -87,8 +88,8 @@ def soft_cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
         ShapeError: the two shapes differ.
     """
     check_same_shape(logits, probabilities)
-    log_p = F.log_softmax(_wide(logits), dim=-1)
-    return -(_wide(probabilities.detach()) * log_p).sum(dim=-1).mean()
+    log_p = F.log_softmax(widened(logits), dim=-1)
+    return -(widened(probabilities.detach()) * log_p).sum(dim=-1).mean()
 
 
 def agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -109,8 +110,3 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         raise ShapeError("agreement of no images is undefined; expected at least 1")
     same = student_logits.detach().argmax(dim=-1) == teacher_logits.detach().argmax(dim=-1)
     return same.float().mean()
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Widen half types to float32, and leave float64 (used by gradient checks) alone."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hydistill_edge.errors import ShapeError
+from hydistill_edge.objectives.widening import widened
 
 
 def output_prior(features: Tensor, wanted: Tensor, confidence: Tensor, *, weight: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def output_prior(features: Tensor, wanted: Tensor, confidence: Tensor, *, weight
             f"{tuple(confidence.shape)} and weight {tuple(weight.shape)} do not fit; expected "
             "(N, D), (N, C), (N,) and (C, D)"
         )
-    wide = features if features.dtype == torch.float64 else features.float()
+    wide = widened(features)
     rows = (weight - weight.mean(dim=0)).to(wide.dtype)
     directions = rows / rows.square().sum(dim=1, keepdim=True).clamp(min=1e-12)
     odds = (confidence / (1.0 - confidence) * (classes - 1)).clamp(min=1.0)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hydistill_edge.errors import ShapeError
+from hydistill_edge.objectives.widening import widened
 
 
 def class_activation_maps(final_map: Tensor, weight: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ def class_activation_maps(final_map: Tensor, weight: Tensor) -> Tensor:
             f"map {tuple(final_map.shape)} and classifier weight {tuple(weight.shape)}; expected "
             "(N, C, h, w) and (classes, C)"
         )
-    wide = _wide(final_map)
+    wide = widened(final_map)
     return F.conv2d(wide, weight.detach().to(wide.dtype)[:, :, None, None])
 
 
@@ -66,7 +67,7 @@ def grad_cam(logits: Tensor, features: Sequence[Tensor], *, classes: Tensor) -> 
     chosen = logits.gather(1, classes[:, None]).sum()
     gradients = torch.autograd.grad(chosen, list(features), retain_graph=True)
     return [
-        (_wide(gradient).mean(dim=(2, 3), keepdim=True) * _wide(stage)).sum(dim=1)
+        (widened(gradient).mean(dim=(2, 3), keepdim=True) * widened(stage)).sum(dim=1)
         for gradient, stage in zip(gradients, features, strict=True)
     ]
 
@@ -93,8 +94,8 @@ def region_difference(student_map: Tensor, teacher_map: Tensor) -> Tensor:
         min(student_map.shape[-2], teacher_map.shape[-2]),
         min(student_map.shape[-1], teacher_map.shape[-1]),
     )
-    student = F.adaptive_avg_pool2d(_wide(student_map), size)
-    teacher = F.adaptive_avg_pool2d(_wide(teacher_map.detach()), size)
+    student = F.adaptive_avg_pool2d(widened(student_map), size)
+    teacher = F.adaptive_avg_pool2d(widened(teacher_map.detach()), size)
     return (student - teacher).square().mean()
 
 
@@ -118,8 +119,3 @@ def region_consistency(student_maps: Sequence[Tensor], teacher_maps: Sequence[Te
         )
     pairs = zip(student_maps, teacher_maps, strict=True)
     return torch.stack([region_difference(*pair) for pair in pairs]).sum()
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Widen half types to float32, and leave float64 (used by gradient checks) alone."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hydistill_edge.errors import ShapeError, UsageError
 from hydistill_edge.objectives.shapes import check_images, check_same_shape
+from hydistill_edge.objectives.widening import widened
 
 STD_FLOOR = 1e-6
 """Added to a variance before its root, so that an image of one color has a finite inverse."""
@@ -39,7 +40,7 @@ def mix_distribution(images: Tensor, *, partners: Tensor, shares: Tensor) -> Ten
             f"images {tuple(images.shape)}, partners {tuple(partners.shape)}, shares "
             f"{tuple(shares.shape)}; expected (N, C, H, W) of at least two pixels, (N,) and (N,)"
         )
-    wide = images if images.dtype == torch.float64 else images.float()
+    wide = widened(images)
     variance, mean = torch.var_mean(wide.detach(), dim=(2, 3), keepdim=True)
     deviation = (variance + STD_FLOOR).sqrt()
     share = shares.to(wide.dtype).view(-1, 1, 1, 1)
@@ -101,8 +102,7 @@ def nt_xent(first: Tensor, second: Tensor, *, temperature: float = 0.3) -> Tenso
     check_same_shape(first, second)
     if not temperature > 0:
         raise UsageError(f"temperature is {temperature}; expected more than 0")
-    rows = torch.cat([first, second])
-    rows = rows if rows.dtype == torch.float64 else rows.float()
+    rows = widened(torch.cat([first, second]))
     # Autocast would take the product in a half type, whose steps are large at this temperature.
     with torch.autocast(rows.device.type, enabled=False):
         similarity = rows @ rows.T / temperature
