@@ -21,6 +21,7 @@ from hydistill_edge.errors import RunDirectoryError
 from hydistill_edge.run_directory import read_json, write_bytes, write_json
 from hydistill_edge.stages.images import MAX_REFERENCE, MIN_REFERENCE
 from hydistill_edge.stages.logits import network_logits
+from hydistill_edge.stages.moments import layer_moments, moment_score
 from hydistill_edge.stages.work import Work
 from hydistill_edge.targets.base import Images
 
@@ -101,22 +102,11 @@ def read_moments(student: Student, images: Images) -> tuple[list[LayerMoments], 
     Returns:
         Moments layer by layer, and by layer name the distance in nats, mean over the channels.
     """
-    from hydistill_edge.objectives.bn_statistics import BatchStatistics, bn_distance
+    from hydistill_edge.objectives.bn_statistics import BatchStatistics
 
     with BatchStatistics(student.network) as reader:
         network_logits(student, images, batch=len(images))
-        layers = reader.take()
-    moments = [
-        LayerMoments(
-            layer.name,
-            layer.mean.numpy(),
-            layer.variance.numpy(),
-            layer.running_mean.numpy(),
-            layer.running_variance.numpy(),
-        )
-        for layer in layers
-    ]
-    return moments, {layer.name: float(bn_distance([layer])) for layer in layers}
+        return layer_moments(reader.take())
 
 
 def _make(work: Work, folder: Path) -> None:
@@ -191,6 +181,7 @@ def _from_student(work: Work) -> Candidates:
         count=count,
         settings=recipe.images.synthetic.inversion,
         real=_stand_ins(work),
+        score=moment_score,
         seed=recipe.seed + 1,  # never the images that the teacher gave under this seed
         device=work.torch_device,
         progress=progress,

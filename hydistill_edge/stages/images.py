@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hydistill_edge.images.transfer_format import MANIFEST
 from hydistill_edge.run_directory import clear, write_json
 from hydistill_edge.stages.logits import network_features, network_logits
+from hydistill_edge.stages.moments import moment_score
 from hydistill_edge.stages.work import Work, fingerprint
 
 if TYPE_CHECKING:
@@ -280,6 +281,7 @@ def _invert(
         settings=section.inversion,
         channels=channels,
         real=reference_images(real),
+        score=moment_score,
         seed=recipe.seed,
         device=work.torch_device,
         progress=progress,

@@ -42,6 +42,7 @@ from torch import Tensor
 from hydistill_edge.errors import MethodError, UsageError
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
+from hydistill_edge.objectives.bn_statistics import LayerStatistics
 from hydistill_edge.objectives.diversity import same_class_similarity
 from hydistill_edge.objectives.image_priors import (
     circular_shift,
@@ -68,6 +69,9 @@ __all__ = ["NO_BATCH_NORM_NOTE", "InversionSettings", "Inverted", "invert"]
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 Source = Teacher | Student
+Score = Callable[[Sequence[LayerStatistics]], float]
+"""`score(layers)`: how good images are, in [0, 1], by what the layers of a network saw of them."""
+
 Size = tuple[int, int]
 
 SETTLED = 0.6
@@ -91,8 +95,8 @@ class Inverted:
         target_share: shape (N,) float64, probability asked for `targets`; 1 for plain images.
         history: one entry per ten iterations of every batch: `batch`, `iteration`, `side` (shorter
             side in pixels), `loss`, each term before weighting (`bn`, `class_prior`, ...), `hit`
-            (share classified as asked).
-        iterations: done in each batch; fewer than allowed where the distance stalled.
+            (share classified as asked), and `quality` where a batch may stop for its score.
+        iterations: done in each batch; fewer than allowed where it had had enough.
         batch: images optimized together, in the largest batch.
         hit: share of the finished uint8 images that the network classifies as asked (one of the two
             for boundary images); the mean over several networks.
@@ -140,6 +144,7 @@ def invert(
     settings: InversionSettings | None = None,
     channels: int | None = None,
     real: NDArray[np.uint8] | None = None,
+    score: Score | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
@@ -155,15 +160,23 @@ def invert(
         channels: channels of the images, where they differ from the network's (1: grey images for
             a network that sees them repeated).
         real: shape (N, H, W, C) uint8, a few real images; used by networks without BatchNorm only.
+        score: judges a batch for `settings.stop_quality`; of several networks the worst counts, and
+            one without anything to compare with has no say.
         seed: same seed, same images (on the same machine).
         device: where to compute.
         progress: called with (iterations done, iterations in all, the last terms).
 
     Raises:
         MethodError: a network answers everything alike, with NaN, or knows one class only.
-        UsageError: fewer images than classes, networks of different classes, unusable `real`.
+        UsageError: fewer images than classes, networks of different classes, unusable `real`, a
+            score to stop at and nothing that judges.
     """
     settings = settings or InversionSettings()
+    if settings.stop_quality > 0 and score is None:
+        raise UsageError(
+            f"stop_quality is {settings.stop_quality:g} and no score was handed in; hand one in, "
+            "or set it to 0"
+        )
     device = torch.device(device)
     sources = [source] if isinstance(source, Teacher | Student) else list(source)
     classes = _check_request(sources, count, real)
@@ -204,7 +217,7 @@ def invert(
             )
             batch = _start(request, classes, canvas.at(plan[0].size), noise, settings.spread)
             codes = None if painter is None else painter.codes(len(part), noise)
-            run = _Run(panel, canvas, settings, plan, painter)
+            run = _Run(panel, canvas, settings, plan, painter, score)
             for terms in run.optimize(batch, choice, codes):
                 history.append({"batch": number, **terms})
                 done = settings.iterations if run.finished else int(terms["iteration"])
@@ -242,9 +255,10 @@ class _Run:
         settings: InversionSettings,
         plan: Sequence[Phase],
         painter: Generator | None,
+        score: Score | None,
     ) -> None:
         self.panel, self.canvas, self.settings, self.plan = panel, canvas, settings, plan
-        self.painter = painter
+        self.painter, self.score = painter, score
         self.schedule = Schedule(
             settings.iterations,
             settings.learning_rate,
@@ -341,12 +355,25 @@ class _Run:
         torch.autograd.backward(loss)
         optimizer.step()
         comparable = full and schedule.watches and "bn" in terms
-        schedule.advance(terms["bn"].item() if comparable else None)
+        due = full and not schedule.stalled and (schedule.done + 1) % _RECORD_EVERY == 0
+        quality = self._quality() if due else None
+        schedule.advance(
+            terms["bn"].item() if comparable else None,
+            enough=quality is not None and quality >= self.settings.stop_quality,
+        )
         if schedule.done % _RECORD_EVERY and not schedule.finished:
             return None
         record = {name: term.item() for name, term in terms.items()}
         record |= {"loss": loss.item(), "hit": hit.item()}
+        if quality is not None:
+            record["quality"] = quality
         return {"iteration": schedule.done, "side": min(canvas.size), **record}
+
+    def _quality(self) -> float | None:
+        """Return the score of the last pass by the network that likes it least."""
+        if self.score is None or self.settings.stop_quality == 0:
+            return None
+        return min((self.score(w.seen) for w in self.panel if w.remembers), default=None)
 
     def _weight(self, name: str) -> float:
         # The output term of each network carries its own weight: one may need it, another not.

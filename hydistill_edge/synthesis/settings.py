@@ -10,7 +10,7 @@ from hydistill_edge.training.precision import Precision
 
 _MIB = 1024 * 1024
 _WEIGHTS = ("bn", "class_prior", "diversity", "total_variation", "l2", "output")
-_SHARES = ("boundary", "coarse")
+_SHARES = ("boundary", "coarse", "stop_quality")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ class InversionSettings:
             longer falls ends with a short decline of the step size. 0 never stops early.
         stop_tolerance: smallest relative fall of that distance, from one window to the next, that
             counts as progress.
+        stop_quality: score of the images (that of the calibration gate, over a batch) at which a
+            batch has had enough, in [0, 1]; looked at every tenth iteration at full size. 0 never
+            stops for it.
         precision: `auto`, `float32` or `bf16`.
 
     Raises:
@@ -79,6 +82,7 @@ class InversionSettings:
     generator: bool = False
     stop_window: int = 0
     stop_tolerance: float = 0.02
+    stop_quality: float = 0.0
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:

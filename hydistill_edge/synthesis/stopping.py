@@ -24,11 +24,16 @@ def has_stalled(values: Sequence[float], *, window: int, tolerance: float) -> bo
     return before - last < tolerance * before
 
 
-class Schedule:
-    """Step sizes of one batch: half a cosine, cut short once the watched distance stalls.
+DECLINE = 10
+"""Iterations of the decline where no window says how many."""
 
-    A batch that stalls at large steps still gains from small ones. So it does not end at once: the
-    step size falls to zero within one window more. The same values give the same end.
+
+class Schedule:
+    """Step sizes of one batch: half a cosine, cut short once the batch has had enough.
+
+    That is where the watched distance stalls, or where whoever judges the images says so. A batch
+    that stalls at large steps still gains from small ones, so it does not end at once: the step
+    size falls to zero within one window more. The same values give the same end.
 
     Args:
         iterations: at most so many.
@@ -64,20 +69,22 @@ class Schedule:
         """Return the step size of the iteration that comes next."""
         return cosine(self.done - self._start, total=self._end - self._start, peak=self._peak)
 
-    def advance(self, distance: float | None = None) -> None:
+    def advance(self, distance: float | None = None, *, enough: bool = False) -> None:
         """Count an iteration.
 
         Args:
             distance: what it left to gain; None where there is none, or where it is not yet
                 comparable, as at a lower resolution.
+            enough: the images are as good as they need to be.
         """
         self.done += 1
-        if distance is None or not self.watches:
-            return
-        self._seen.append(distance)
-        if self._end - self.done > self._window and has_stalled(
-            self._seen, window=self._window, tolerance=self._tolerance
-        ):
+        if distance is not None and self.watches:
+            self._seen.append(distance)
+            enough = enough or has_stalled(
+                self._seen, window=self._window, tolerance=self._tolerance
+            )
+        decline = self._window or DECLINE
+        if enough and not self.stalled and self._end - self.done > decline:
             self._peak = self.rate()
-            self._start, self._end = self.done, self.done + self._window
+            self._start, self._end = self.done, self.done + decline
             self.stalled = True

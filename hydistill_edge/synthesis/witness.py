@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,8 @@ class Witness:
         source: the teacher or student.
         anatomy: where its features are.
         note: what the reader of the images must know; empty when there is nothing.
+        seen: what the layers saw in the pass that `distance` was last asked about, without
+            gradients.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Witness:
         self.source = source
         self.anatomy = anatomy
         self.note = ""
+        self.seen: list[LayerStatistics] = []
         self._statistics = statistics
         self._factors: Mapping[str, float] = {}
         last = anatomy.classifier
@@ -125,6 +129,10 @@ class Witness:
             weighted: with the factors of `weigh`; otherwise the mean over the layers.
         """
         seen = self.take()
+        self.seen = [
+            replace(layer, mean=layer.mean.detach(), variance=layer.variance.detach())
+            for layer in seen
+        ]
         factors = self._factors if weighted else {}
         weights = [factors.get(layer.name, 1.0) / len(seen) for layer in seen]
         return bn_distance(seen, weights=weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -16,12 +16,14 @@ from hydistill_edge.errors import MethodError, UsageError
 from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
+from hydistill_edge.objectives.bn_statistics import LayerStatistics
 from hydistill_edge.synthesis.inversion import (
     NO_BATCH_NORM_NOTE,
     InversionSettings,
     Inverted,
     invert,
 )
+from hydistill_edge.synthesis.stopping import DECLINE
 from hydistill_edge.synthesis.witness import REAL_STATISTICS_NOTE, ZERO_VARIANCE_NOTE
 
 CLASSES = ("rows", "columns", "nothing")
@@ -214,6 +216,54 @@ def test_batch_ends_early_when_the_distance_stalls() -> None:
     assert all(done < 200 for done in results[0].iterations)
     assert results[0].history[-1]["iteration"] == results[0].iterations[-1]
     np.testing.assert_array_equal(results[0].images, results[1].images)
+
+
+class Judge:
+    """Gives the scores of a list, one after another, and remembers the layers that it was shown."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores = list(scores)
+        self.layers: list[str] = []
+
+    def __call__(self, layers: Sequence[LayerStatistics]) -> float:
+        assert not any(layer.mean.requires_grad for layer in layers)
+        self.layers = [layer.name for layer in layers]
+        return self.scores.pop(0)
+
+
+def test_batch_ends_early_when_its_score_is_reached() -> None:
+    judge = Judge(0.5, 0.8)
+    settings = replace(QUICK, iterations=100, stop_quality=0.7)
+    result = invert(teacher(), count=12, settings=settings, score=judge)
+    assert result.iterations == (20 + DECLINE,)
+    assert [entry.get("quality") for entry in result.history] == [0.5, 0.8, None]
+    assert judge.layers == ["1", "4"]
+
+
+def test_worst_network_counts_when_several_are_judged() -> None:
+    pair: list[Teacher | Student] = [
+        teacher(),
+        Student(network(), architecture="", classes=CLASSES, channels=1, size=(8, 8)),
+    ]
+    judge = Judge(0.9, 0.6, 0.7, 0.9)
+    settings = replace(QUICK, iterations=40, stop_quality=0.7)
+    result = invert(pair, count=12, settings=settings, score=judge)
+    assert result.iterations == (20 + DECLINE,)
+
+
+def test_score_is_not_asked_when_it_stops_nothing() -> None:
+    assert invert(teacher(), count=3, settings=QUICK, score=Judge()).iterations == (20,)
+
+
+def test_batch_goes_to_the_end_when_the_network_remembers_nothing() -> None:
+    settings = replace(QUICK, stop_quality=0.1)
+    result = invert(teacher(norm=False), count=3, settings=settings, score=Judge())
+    assert result.iterations == (20,)
+
+
+def test_score_to_stop_at_is_refused_when_nothing_judges() -> None:
+    with pytest.raises(UsageError, match=r"stop_quality is 0\.7 and no score"):
+        invert(teacher(), count=3, settings=replace(QUICK, stop_quality=0.7))
 
 
 def test_output_term_shapes_features_when_no_batch_norm_sees_them() -> None:

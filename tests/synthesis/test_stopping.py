@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hydistill_edge.synthesis.stopping import Schedule, has_stalled
+from hydistill_edge.synthesis.stopping import DECLINE, Schedule, has_stalled
 from hydistill_edge.training.schedules import cosine
 
 
@@ -58,4 +58,21 @@ def test_schedule_waits_when_no_distance_is_comparable() -> None:
     schedule = Schedule(30, 0.3, window=5, tolerance=0.01)
     for _ in range(30):
         schedule.advance(None)
+    assert (schedule.finished, schedule.stalled) == (True, False)
+
+
+def test_schedule_declines_once_when_images_are_good_enough() -> None:
+    schedule, rates = Schedule(100, 0.3), []
+    while not schedule.finished:
+        rates.append(schedule.rate())
+        schedule.advance(enough=schedule.done >= 20)
+    assert (schedule.done, schedule.stalled) == (21 + DECLINE, True)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.1 * rates[0]
+
+
+def test_schedule_is_not_made_longer_when_enough_comes_at_the_end() -> None:
+    schedule = Schedule(30, 0.3)
+    for _ in range(30):
+        schedule.advance(enough=schedule.done >= 30 - DECLINE)
     assert (schedule.finished, schedule.stalled) == (True, False)
