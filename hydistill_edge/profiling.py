@@ -15,7 +15,7 @@ from hydistill_edge.errors import UsageError
 from hydistill_edge.stages.latency import measure_runner
 from hydistill_edge.stages.work import Report
 from hydistill_edge.targets.adapters import open_runner
-from hydistill_edge.targets.base import Precision
+from hydistill_edge.targets.base import Precision, TargetName
 from hydistill_edge.targets.latency import DISTINCT_INPUTS, ModeName
 from hydistill_edge.targets.profiles import load_profile
 
@@ -74,6 +74,7 @@ def _profile_bundle(path: Path, device: str | None, mode: ModeName) -> dict[str,
                 precision=cast(Precision, manifest.precision),
             ),
             images,
+            target=cast(TargetName, manifest.target),
             profile=profile,
             mode=mode,
             threads=manifest.threads,

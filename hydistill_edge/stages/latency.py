@@ -12,14 +12,17 @@ import numpy as np
 from hydistill_edge.images.resize import resize
 from hydistill_edge.stages import artifacts
 from hydistill_edge.stages.work import Planned, Work
-from hydistill_edge.targets.base import Images, Runner
+from hydistill_edge.targets.base import Images, Runner, TargetName
 from hydistill_edge.targets.latency import (
+    CPU_COV_LIMIT,
     DISTINCT_INPUTS,
+    GPU_COV_LIMIT,
     LatencyReport,
     ModeName,
     measure,
     not_measured,
 )
+from hydistill_edge.targets.packages import NEEDS, version
 from hydistill_edge.targets.profiles import DeviceProfile, check_host
 
 if TYPE_CHECKING:
@@ -68,6 +71,7 @@ def _measured(work: Work, planned: Planned) -> str:
         found = measure_runner(
             partial(built.open, threads=threads),
             _inputs(work),
+            target=planned.target,
             profile=profile,
             mode=section.mode,
             threads=threads,
@@ -91,6 +95,7 @@ def measure_runner(
     open_runner: Callable[[], AbstractContextManager[Runner]],
     images: Images,
     *,
+    target: TargetName,
     profile: DeviceProfile,
     mode: ModeName,
     threads: int,
@@ -100,6 +105,7 @@ def measure_runner(
     Args:
         open_runner: opens the artifact.
         images: shape (N, H, W, C) uint8 at the model's size, at least 64 distinct ones.
+        target: whose runtime runs it; its version belongs to the conditions.
         profile: whose limit is judged, and with which this machine is compared.
         mode: how long to measure.
         threads: what the runner was told to take.
@@ -122,5 +128,7 @@ def measure_runner(
         limit=profile.latency,
         mismatches=check_host(profile),
         threads=threads,
+        versions={name: version(name) for name in NEEDS[target].run},
+        cov_limit=GPU_COV_LIMIT if target == "tensorrt" else CPU_COV_LIMIT,
         extra_conditions={"device_profile": profile.name, "frame_size": list(large)},
     )
