@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from hydistill_edge.report.drawing import MARKERS, MUTED, SERIES, draw, label, style_axes
 from hydistill_edge.report.family_data import Best, Family, Network
-from hydistill_edge.report.wording import amount, milliseconds, percent
+from hydistill_edge.report.wording import amount, percent, significant
 
 _WIDE = 8.0
 """Ratio of the largest to the smallest cost from which on the axis is logarithmic."""
@@ -34,20 +34,21 @@ def score_by_cost(family: Family) -> str:
     each student, as far as they were measured on one machine.
     """
     panels = [
-        ("Networks: multiply-accumulates of one image", _networks(family), amount),
-        ("Best int8 artifacts: p50 latency", _artifacts(family), milliseconds),
+        ("Networks", "multiply-accumulates of one image", _networks(family), amount),
+        ("Best int8 artifacts", "p50 latency, ms", _artifacts(family), significant),
     ]
-    shown = [panel for panel in panels if any(point.place for point in panel[1])]
+    shown = [panel for panel in panels if any(point.place for point in panel[2])]
     if not shown:
         return ""
 
     def paint(figure: Figure) -> None:
         row = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
-        for axes, (title, points, said) in zip(row, shown, strict=True):
+        for axes, (title, cost, points, said) in zip(row, shown, strict=True):
             _spread(axes, points)
             for point in points:
                 _mark(axes, point)
             axes.set_title(title)
+            axes.set_xlabel(cost)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _, said=said: said(value)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
             axes.margins(y=0.15)
@@ -56,7 +57,7 @@ def score_by_cost(family: Family) -> str:
 
     what = "Accuracy" if family.by_labels else "Agreement with the teacher"
     width = 9.0 if len(shown) == 2 else 5.6
-    return draw("cost", f"{what} by cost", (width, 3.3), paint)
+    return draw("cost", f"{what} by cost", (width, 3.5), paint)
 
 
 def _networks(family: Family) -> list[_Point]:
@@ -100,6 +101,7 @@ def _spread(axes: Axes, points: Sequence[_Point]) -> None:
     else:
         room = 0.15 * (high - low) or 0.5 * high
         axes.set_xlim(low - room, high + room)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
 
 
 def _mark(axes: Axes, point: _Point) -> None:
