@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,25 +16,30 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import stats
-from torch import Tensor, nn
 
-from hydistill_edge.images.augment import Augment, AugmentSettings
+from hydistill_edge.images.augment import AugmentSettings
 from hydistill_edge.images.sources import SourceSpec, load_source
 from hydistill_edge.images.transfer_format import Origin
 from hydistill_edge.images.transfer_set import TransferSet, TransferSetWriter
 from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
-from hydistill_edge.models.zoo import create_network
 from hydistill_edge.run_directory import read_json, write_json
 from hydistill_edge.stages.logits import network_logits
 from hydistill_edge.targets.latency import read_conditions
 from hydistill_edge.targets.packages import version
-from hydistill_edge.training.loop import Judgement, Plan, train
-from hydistill_edge.training.sampling import Passes
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "reproduce"))
+
+from classifier import (  # after the path
+    WEIGHTS,
+    ClassifierSettings,
+    read_classifier,
+    train_classifier,
+)
+from common import Split as LabelledImages
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
@@ -93,65 +99,32 @@ def supervised_teacher(
     steps: int,
     batch: int = 128,
     augment: AugmentSettings,
-    file: Path,
+    folder: Path,
     seed: int = 0,
 ) -> Teacher:
-    """Return a teacher trained on labelled images; it is kept in `file` (safetensors).
+    """Return a teacher trained on labelled images; its weights are kept in `folder`.
 
-    The last tenth of the images chooses the weights.
+    A tenth of the images, as many of each class, chooses the weights.
     """
-    from safetensors.torch import load_file, save_file
-
-    spec = input_spec(data.images)
-    size = (spec.height, spec.width)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = create_network(
-            architecture, classes=len(classes), channels=spec.channels, size=size, width=width
-        )
-    name = f"zoo:{architecture}"
-    if file.exists():
-        network.load_state_dict(load_file(file))
-        return Teacher.wrap(network, classes=classes, spec=spec, name=name)
-    pixels = torch.from_numpy(data.images).permute(0, 3, 1, 2).contiguous()
-    labels = torch.from_numpy(data.labels)
-    kept = len(data) * 9 // 10
-    mean = torch.tensor(spec.mean).view(1, -1, 1, 1)
-    std = torch.tensor(spec.std).view(1, -1, 1, 1)
-    passes = Passes(kept, batch=batch, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    change = Augment(augment)
-
-    def batch_loss(trained: nn.Module, step: int) -> Tensor:
-        rows = passes.at(step)
-        images = (change(pixels[rows], generator=generator) - mean) / std
-        images = images.contiguous(memory_format=torch.channels_last)
-        return F.cross_entropy(trained(images), labels[rows])
-
-    @torch.no_grad()
-    def judge(trained: nn.Module) -> Judgement:
-        right = [
-            trained((part.float() / 255 - mean) / std).argmax(dim=1)
-            for part in torch.split(pixels[kept:], 250)
-        ]
-        accuracy = (torch.cat(right) == labels[kept:]).float().mean().item()
-        return Judgement(accuracy, {"accuracy": accuracy})
-
-    train(
-        network,
-        batch_loss,
-        judge,
-        Plan(steps=steps, learning_rate=0.1, evaluations=5),
-        generators={"batch": generator},
-        folder=None,
-        fingerprint="",
-        seed=seed,
-        device=torch.device("cpu"),
+    settings = ClassifierSettings(
+        architecture,
+        width=width,
+        batch=batch,
+        learning_rate=0.1,
+        schedule="one_cycle",
+        ema_share=0.02,
+        holdout=len(data) // 10,
+        evaluations=5,
+        steps=steps,
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Channels-last weights are not contiguous, which the format asks for.
-    save_file({name: part.contiguous() for name, part in network.state_dict().items()}, file)
-    return Teacher.wrap(network, classes=classes, spec=spec, name=name)
+    labelled = LabelledImages(data.images, data.labels, tuple(classes))
+    spec, device = input_spec(data.images), torch.device("cpu")
+    if not (folder / WEIGHTS).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        train_classifier(
+            labelled, spec, settings, workdir=folder, seed=seed, device=device, augment=augment
+        )
+    return read_classifier(labelled, spec, settings, workdir=folder, device=device)
 
 
 def write_set(

@@ -49,7 +49,7 @@ def read_task(shared: Path, keep: Path, *, width: float = 0.5) -> Task:
         width=width,
         steps=1500,
         augment=AUGMENT,
-        file=keep / "teacher.safetensors",
+        folder=keep,
     )
     test = read_split(folder / "test.npz", side=SIDE, channels=1)
     return Task(teacher, whole[is_unseen], test)

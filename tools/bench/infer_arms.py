@@ -295,7 +295,7 @@ def main() -> None:
         **TEACHER,
         steps=steps,
         augment=AugmentSettings(crop_pad=2, flip=0.5),
-        file=given.keep / "teacher.safetensors",
+        folder=given.keep,
     )
     arms = {**ARMS, **(STRESS if stress else {})}
     for seed in runs.seeds:

@@ -3,6 +3,8 @@
 The published schedule of these papers' CIFAR teachers is the default: SGD at 0.05, momentum 0.9,
 weight decay 5e-4, batches of 64, 240 epochs, a tenth of the rate from 150, 180 and 210 on, crops of
 images padded by 4 black pixels, and flips. The weights are chosen on labelled images held out.
+
+The teachers of `tools/bench` are trained here too, with settings of their own.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from hydistill_edge.training.loop import Judgement, Plan, Progress, Trained, tra
 from hydistill_edge.training.sampling import Passes
 
 WEIGHTS = "teacher.safetensors"
+
+AUGMENT = AugmentSettings(crop_pad=4, pad_mode="zero", flip=0.5)
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ def train_classifier(
     seed: int = 0,
     device: torch.device,
     progress: Progress | None = None,
+    augment: AugmentSettings = AUGMENT,
 ) -> dict[str, Any]:
     """Train a network of the zoo on labels; go on from the checkpoint where there is one.
 
@@ -92,6 +97,7 @@ def train_classifier(
         seed: of everything that is drawn.
         device: where to train.
         progress: called about a hundred times.
+        augment: strengths of the views that are trained on.
 
     Returns:
         What can be said: `holdout_accuracy`, `steps`, `best_step`, `seconds`. The weights lie in
@@ -102,12 +108,12 @@ def train_classifier(
     everything = torch.from_numpy(split.images).to(device).permute(0, 3, 1, 2).contiguous()
     labels = torch.from_numpy(split.labels).to(device)
     passes = Passes(len(keep), batch=settings.batch, seed=seed)
-    augment = Augment(AugmentSettings(crop_pad=4, pad_mode="zero", flip=0.5))
+    change = Augment(augment)
     generator = torch.Generator(device).manual_seed(seed)
 
     def batch_loss(fast: nn.Module, step: int) -> Tensor:
         rows = torch.from_numpy(keep[passes.at(step)]).to(device)
-        images = augment(everything[rows], generator=generator)
+        images = change(everything[rows], generator=generator)
         logits = fast(images.contiguous(memory_format=torch.channels_last))
         return F.cross_entropy(logits.float(), labels[rows], label_smoothing=settings.smoothing)
 
@@ -135,7 +141,7 @@ def train_classifier(
         ),
         generators={"batch": generator},
         folder=workdir,
-        fingerprint=_fingerprint(split, settings, seed),
+        fingerprint=_fingerprint(split, settings, augment, seed),
         seed=seed,
         device=device,
         progress=progress,
@@ -268,9 +274,14 @@ def _create(
     return nn.Sequential(PixelInput(spec), network)
 
 
-def _fingerprint(split: Split, settings: ClassifierSettings, seed: int) -> str:
+def _fingerprint(
+    split: Split, settings: ClassifierSettings, augment: AugmentSettings, seed: int
+) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(split.images).data)
     digest.update(np.ascontiguousarray(split.labels).data)
-    values = {"settings": asdict(settings), "seed": seed, "torch": torch.__version__}
+    values = {
+        **{"settings": asdict(settings), "augment": asdict(augment)},
+        **{"seed": seed, "torch": torch.__version__},
+    }
     digest.update(json.dumps(values, sort_keys=True).encode())
     return digest.hexdigest()
