@@ -62,3 +62,17 @@ def test_state_of_a_source_changes_with_its_exclusion_list(tmp_path: Path) -> No
     barred.write_text("photos:1.png\n")
     assert state(spec) != before
     assert state(SourceSpec("folder", tmp_path / "photos")) == before[0]
+
+
+@pytest.mark.parametrize("pattern", ["pool-*.tar", "pool-*/part.tar"])
+def test_state_of_shards_changes_with_every_file_that_the_pattern_means(
+    pattern: str, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        shard = tmp_path / pattern.replace("*", name)
+        shard.parent.mkdir(exist_ok=True)
+        shard.write_bytes(b"first")
+    before = state(SourceSpec("shards", tmp_path / pattern))
+    shard.write_bytes(b"changed")
+
+    assert state(SourceSpec("shards", tmp_path / pattern)) != before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hydistill_edge.errors import MissingFileError
 from hydistill_edge.images.transfer_format import MANIFEST
 from hydistill_edge.run_directory import clear, write_json
 from hydistill_edge.stages.logits import network_features, network_logits
@@ -76,10 +78,13 @@ def load(work: Work, source: SourceSpec) -> LoadedImages:
 
 def state(source: SourceSpec) -> Any:
     """Return what changes when the files of a source change."""
+    from hydistill_edge.images.tar_shards import find_shards
+
     path = Path(str(source.path))
     found = None
     if source.path and source.kind == "shards" and not path.exists():  # a pattern
-        found = [fingerprint(file) for file in sorted(path.parent.glob(path.name))]
+        with suppress(MissingFileError):
+            found = [fingerprint(file) for file in find_shards(path)]
     elif source.path:
         found = fingerprint(path) if path.exists() else None
     told = [Path(file) for file in (source.provenance, source.exclude) if file]
