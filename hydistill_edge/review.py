@@ -109,8 +109,8 @@ def write_review(run: Path, *, count: int = BORDERLINE) -> Sheet:
         count: borderline images; images that were decided on before are left out.
 
     Raises:
-        MissingFileError: the run has no selection.
-        RunDirectoryError: no run directory, or its transfer set holds none of the images.
+        MissingFileError: no run directory, or the run has no selection.
+        RunDirectoryError: its transfer set holds none of the images.
         UsageError: a count below 1.
     """
     if count < 1:
@@ -152,9 +152,9 @@ def take_decisions(run: Path, file: Path) -> Outcome:
         file: the filled CSV, or JSON.
 
     Raises:
-        MissingFileError: no such file, or the run has no selection.
+        MissingFileError: no such file, no run directory, or the run has no selection.
         UsageError: a file that cannot be read, or ids that the run does not know.
-        RunDirectoryError: no run directory, or one that a build is working in.
+        RunDirectoryError: a build is working in the run directory.
     """
     images = _Images(_audit(run))
     given = read_decisions(file)
@@ -208,7 +208,7 @@ class _Images:
 
 def _audit(run: Path) -> dict[str, Any]:
     if not RunDirectory.is_run(run):
-        raise RunDirectoryError(f"{run}: no run directory; give one that `hydistill build` wrote")
+        raise MissingFileError(f"{run} is no run directory; `hydistill build` makes one")
     path = run / "student" / "selection.json"
     if not path.is_file():
         raise MissingFileError(

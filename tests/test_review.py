@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hydistill_edge.errors import MissingFileError, RunDirectoryError, UsageError
+from hydistill_edge.errors import MissingFileError, UsageError
 from hydistill_edge.images.selection import Scores, select
 from hydistill_edge.images.selection_record import SelectionRecord, source_of
 from hydistill_edge.images.transfer_set import TransferSet, TransferSetWriter
@@ -154,7 +154,7 @@ def test_run_without_a_selection_is_refused(run: Path, tmp_path: Path) -> None:
     (run / "student" / "selection.json").unlink()
     with pytest.raises(MissingFileError, match="only method kd3 selects images"):
         write_review(run)
-    with pytest.raises(RunDirectoryError, match="no run directory"):
+    with pytest.raises(MissingFileError, match="no run directory"):
         write_review(tmp_path)
 
 
