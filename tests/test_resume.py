@@ -223,7 +223,8 @@ from hydistill_edge.targets import latency
 short = replace(latency.MODES["demo"], seconds=0.05, at_most=64, cap_s=0.05, warm_up_s=(0.01, 0.02))
 latency.MODES = {**latency.MODES, "demo": short}
 figures.draw = lambda *_: ""
-recipe, folder, earlier, samples = Recipe.load(sys.argv[1]), *sys.argv[2:4], int(sys.argv[4])
+recipe, folder, earlier = Recipe.load(sys.argv[1]), *sys.argv[2:4]
+samples, seed = int(sys.argv[4]), int(sys.argv[5])
 
 
 def built(name, nth=0):
@@ -254,8 +255,11 @@ def built(name, nth=0):
 
 assert built("whole") == 0
 moments = int(open(os.path.join(folder, "whole.made")).read())
-for nth in numpy.unique(numpy.linspace(1, moments, samples).astype(int)):
-    print(nth, built(str(nth), nth), built(str(nth)))
+draw = numpy.random.default_rng(seed)
+edges = numpy.linspace(0, moments, samples + 1).astype(int).tolist()
+for low, high in zip(edges, edges[1:]):
+    nth = int(draw.integers(low + 1, high + 1))  # one of each part of the build
+    print(nth, built(str(nth), nth), built(str(nth)), flush=True)
 """
 
 TIMED = ("latency.json", "history.json", "summary.json", "report.html", ".hydistill")
@@ -277,16 +281,23 @@ def test_build_killed_anywhere_goes_on_and_ends_like_one_that_was_not(
     tmp_path: Path,
     contents: Contents,
 ) -> None:
-    recipe = tiny_inputs.recipe(tmp_path / "r.yaml", images={"synthetic": {"count": 60}})
+    """Three moments of some hundred; HYDISTILL_KILLS sets how many, HYDISTILL_SEED which."""
+    samples, seed = os.environ.get("HYDISTILL_KILLS", "3"), os.environ.get("HYDISTILL_SEED", "0")
+    recipe = tiny_inputs.recipe(
+        tmp_path / "r.yaml",
+        images={"synthetic": {"count": 60}},
+        training={"steps": 2, "evaluations": 1},
+        calibration={"ranges": "minmax"},
+    )
     earlier = str(finished_build) if over_an_earlier_build else ""
-    line = [sys.executable, "-c", DYING, str(recipe), str(tmp_path), earlier, "4"]
+    line = [sys.executable, "-c", DYING, str(recipe), str(tmp_path), earlier, samples, seed]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
 
     told = [line.split() for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr
-    assert len(told) == 4
+    assert len(told) == int(samples)
     assert {tuple(codes) for _, *codes in told} == {("9", "0")}, done.stderr
     whole = same_but_for_times(contents(tmp_path / "whole"))
     for moment, *_ in told:
