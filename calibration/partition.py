@@ -20,13 +20,21 @@ from hydistill_edge.errors import TransferSetError
 
 DEFAULT_COUNT = 256
 
+KEPT_SHARE, MOST_KEPT = 5, 64
+"""One real image of so many is kept for calibration, and at most so many in all.
+
+A steel ResNet-20 with 300 real images, quantized by min-max and judged on 150 others: 30.2 dB with
+inverted images alone, 32.3 dB with 20 real ones among them, 34.9 dB with 150. Parity on 240 proves
+what it proves on 300: with no decision changed, an agreement of 0.985 takes 199.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Partition:
     """Three sets of rows that share no image.
 
     Attributes:
-        calibration: images that int8 ranges are taken from.
+        calibration: images that int8 ranges are taken from; some real, where there are.
         parity: images that agreement is measured on; as many real as others, where there are.
         golden: images that travel in the bundle; synthetic, or free to ship.
         reason: how they were chosen, and what fell short.
@@ -53,9 +61,10 @@ def partition(
     """Choose the three sets that share no image.
 
     Golden images are chosen first, because few may travel: synthetic ones before others that may
-    ship. Parity then takes real images up to half of its number (all that there are, where they
-    are fewer; more where the others do not fill it), because agreement on real images is what
-    counts and agreement on synthetic ones is judged beside it. The rest calibrates.
+    ship. A fifth of the real images, `MOST_KEPT` at most, is kept for calibration: ranges want to
+    see some. Parity then takes real images up to half of its number (all others that there are,
+    where they are fewer; more where the synthetic ones do not fill it), because agreement on real
+    images is what counts and agreement on synthetic ones is judged beside it. The rest calibrates.
     Where there are too few images, all three shrink in proportion, and `reason` says so.
 
     Args:
@@ -98,8 +107,10 @@ def partition(
     )
     pool = np.setdiff1d(pool, chosen_golden)
     is_real = sources[pool] == "real"
+    keep = min(int(is_real.sum()) // KEPT_SHARE, MOST_KEPT, sizes["calibration"])
+    kept = draw(pool[is_real], keep)
     chosen_parity = _filled(
-        [pool[is_real], pool[~is_real], pool],
+        [np.setdiff1d(pool[is_real], kept), pool[~is_real], np.setdiff1d(pool, kept)],
         [(sizes["parity"] + 1) // 2, sizes["parity"], sizes["parity"]],
         draw,
     )

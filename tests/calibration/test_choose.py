@@ -156,6 +156,21 @@ def test_partition_fills_half_of_parity_with_real_images_or_more_when_others_lac
     assert int((parts.parity < real).sum()) == expected
 
 
+@pytest.mark.parametrize(
+    ("real", "calibration", "kept"),
+    [(4, 60, 0), (20, 60, 4), (500, 70, 64), (60, 7, 7)],
+    ids=["too few", "a fifth", "the most", "no more than calibrate"],
+)
+def test_partition_keeps_some_real_images_from_parity(
+    real: int, calibration: int, kept: int
+) -> None:
+    asked = {"calibration": calibration, "parity": 2 * real, "golden": 3}
+    parts = parted(["real"] * real + ["synthetic"] * (2 * real + 80), **asked)
+
+    assert int((parts.parity < real).sum()) == real - kept
+    assert len(parts.parity) == 2 * real
+
+
 @pytest.mark.parametrize("ships", [0, 2, 9])
 def test_partition_keeps_images_home_when_they_may_not_ship(ships: int) -> None:
     parts = parted(["real"] * 50, may_ship=np.arange(50) < ships)
