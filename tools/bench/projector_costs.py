@@ -218,7 +218,8 @@ def answer(
         wait = f"{times[name]['ratio']:.2f} times the latency" if name in times else "latency 1"
         paired = compare(table, name, PUBLISHED)
         error = paired.get("standard_error", math.nan)
-        found = f"{paired['mean']:+.2f} ± {error:.2f} points ({paired['verdict']})"
+        unsure = ", not resolved," if paired["verdict"] == "not resolved" else ""
+        found = f"{paired['mean']:+.2f} ± {error:.2f} points{unsure}"
         if name == PUBLISHED:
             found = f"{np.mean(list(table[name].values())):.2f} %"
         said.append(f"{name} {found} at {size} and {wait}")
