@@ -158,8 +158,8 @@ def test_partition_fills_half_of_parity_with_real_images_or_more_when_others_lac
 
 @pytest.mark.parametrize(
     ("real", "calibration", "kept"),
-    [(4, 60, 0), (20, 60, 4), (500, 70, 64), (60, 7, 7)],
-    ids=["too few", "a fifth", "the most", "no more than calibrate"],
+    [(49, 60, 0), (50, 60, 10), (500, 70, 64), (100, 12, 12), (100, 9, 0)],
+    ids=["too few", "a fifth", "the most", "no more than calibrate", "too few calibrate"],
 )
 def test_partition_keeps_some_real_images_from_parity(
     real: int, calibration: int, kept: int
