@@ -33,6 +33,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hydistill_edge.errors import UsageError
@@ -41,6 +42,7 @@ from hydistill_edge.images.compensated_set import CompensatedSet
 from hydistill_edge.images.content_hash import content_hashes
 from hydistill_edge.images.transfer_set import Indices, TransferSet
 from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint
+from hydistill_edge.methods.infer_baseline import ClassSpecific, class_specific
 from hydistill_edge.methods.infer_report import DOCUMENT, boundary, class_map, closest_pairs
 from hydistill_edge.methods.infer_set import beside, open_ensemble
 from hydistill_edge.methods.pool import Draws, Pool, is_real, judge_on, split
@@ -85,6 +87,9 @@ class InferSettings:
         evaluations: how often the hold-out is asked.
         margin: an image lies on a boundary where its two largest probabilities differ by less.
         mapped: images of each class and kind in the map of seven classes (t-SNE); 0 for no map.
+        baseline: slots of the set whose images are made once more for that map alone, with one
+            tensor per class where a compensator serves all classes; each takes as long as a slot
+            of the set did. 0 for none.
         max_seconds: wall time after which training ends, its schedule compressed; null for none.
         precision: `auto`, `float32` or `bf16`.
         checkpoint_seconds: wall time between checkpoints.
@@ -111,6 +116,7 @@ class InferSettings:
     evaluations: int = 20
     margin: float = 0.1
     mapped: int = 20
+    baseline: int = 2
     max_seconds: float | None = None
     precision: Precision = "auto"
     checkpoint_seconds: float = 30.0
@@ -137,8 +143,11 @@ class InferSettings:
             problems.append(f"holdout is {self.holdout}; expected a share between 0 and 1")
         if not 0 < self.margin < 1:
             problems.append(f"margin is {self.margin}; expected a probability between 0 and 1")
-        if self.mapped < 0:
-            problems.append(f"mapped is {self.mapped}; expected at least 0")
+        problems += [
+            f"{name} is {getattr(self, name)}; expected at least 0"
+            for name in ("mapped", "baseline")
+            if getattr(self, name) < 0
+        ]
         try:
             self.plan(1 if self.steps is None else self.steps)
         except UsageError as error:
@@ -264,7 +273,16 @@ def distill(
         **_boundaries(teacher, student, pool, held_out, settings),
         "map": None
         if not settings.mapped
-        else class_map(teacher, transfer, pool, per_class=settings.mapped, seed=seed),
+        else class_map(
+            teacher,
+            transfer,
+            pool,
+            labels=_intended(transfer, distilled, places),
+            per_class=settings.mapped,
+            margin=settings.margin,
+            seed=seed,
+            baseline=_baseline(teacher, distilled, settings, seed, device),
+        ),
     }
     return Distilled.of(student, trained, held_out, documents={DOCUMENT: shown})
 
@@ -291,6 +309,31 @@ def mixed_logits(logits: Tensor, mixed: Mixed) -> Tensor:
         mixed: what `mixup` returned for them.
     """
     return torch.lerp(logits[mixed.permutation], logits, mixed.lam[:, None].to(logits.dtype))
+
+
+def _intended(
+    transfer: TransferSet, distilled: CompensatedSet | None, places: Indices
+) -> NDArray[np.int64]:
+    """Return the class that each image stands for, (N,): the set's, else what the teacher says."""
+    found: NDArray[np.int64] = np.array(transfer.pseudo_labels, np.int64)
+    known = np.flatnonzero(places >= 0)
+    if distilled is not None and len(known):
+        found[known] = distilled.classes[places[known]]
+    return found
+
+
+def _baseline(
+    teacher: Teacher,
+    distilled: CompensatedSet | None,
+    settings: InferSettings,
+    seed: int,
+    device: torch.device,
+) -> ClassSpecific | None:
+    """Return the images that the map holds the set's against; None where there is no such set."""
+    if distilled is None or not settings.baseline:
+        return None
+    ensemble = open_ensemble(distilled, teacher)
+    return class_specific(distilled, ensemble, slots=settings.baseline, seed=seed, device=device)
 
 
 def _places(transfer: TransferSet, distilled: CompensatedSet | None) -> Indices:

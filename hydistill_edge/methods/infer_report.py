@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hydistill_edge.images.transfer_set import Indices, TransferSet
+from hydistill_edge.methods.infer_baseline import ClassSpecific
 from hydistill_edge.methods.pool import Pool, is_real
 from hydistill_edge.models.teacher import Teacher
 
@@ -79,7 +81,15 @@ def closest_pairs(
 
 @torch.no_grad()
 def class_map(
-    teacher: Teacher, transfer: TransferSet, pool: Pool, *, per_class: int, seed: int
+    teacher: Teacher,
+    transfer: TransferSet,
+    pool: Pool,
+    *,
+    labels: NDArray[np.int64],
+    per_class: int,
+    margin: float,
+    seed: int,
+    baseline: ClassSpecific | None = None,
 ) -> dict[str, Any] | None:
     """Return a t-SNE of the teacher's features for images of a few classes.
 
@@ -87,17 +97,21 @@ def class_map(
         teacher: on the pool's device.
         transfer: the set.
         pool: its images.
-        per_class: images of each class and kind (natural, compensated), at most.
+        labels: the class that each image stands for, shape (N,).
+        per_class: images of each class and kind (natural, compensated, class-specific), at most.
+        margin: as for `boundary`.
         seed: of the choice.
+        baseline: images that were made class by class; None for none.
 
     Returns:
-        `classes`, `x`, `y`, `class` (a place in `classes`) and `kind` of each point; None where
-        fewer than four images are there, none are asked for, or scikit-learn is not installed.
+        `classes`, `x`, `y`, `class` (a place in `classes`) and `kind` of each point; `kinds`, what
+        the teacher says of the images of each kind (`kind_line`); None where fewer than four images
+        are there, none are asked for, or scikit-learn is not installed.
     """
     if find_spec("sklearn") is None:
         return None
     choice = np.random.default_rng([seed, 0x75E])
-    labels, real = transfer.pseudo_labels, is_real(transfer)
+    real = is_real(transfer)
     present = np.unique(labels)
     classes = np.sort(choice.permutation(present)[:MAP_CLASSES])
     rows = [
@@ -108,15 +122,56 @@ def class_map(
     chosen: Indices = np.concatenate(rows)
     if len(chosen) < 4:
         return None
-    features = teacher.features(pool.images(chosen)).penultimate.flatten(1).float().cpu().numpy()
-    points = np.round(_on_a_plane(features), 3)
+    kinds = np.where(real[chosen], "natural", "compensated").astype(object)
+    wanted = labels[chosen]
+    images = [pool.images(chosen)]
+    if baseline is not None:
+        rows = [
+            choice.permutation(np.flatnonzero(baseline.classes == label))[:per_class]
+            for label in classes
+        ]
+        added: Indices = np.concatenate(rows)
+        pixels = torch.from_numpy(baseline.images[added]).permute(0, 3, 1, 2)
+        images.append((pixels.float() / 255.0).to(images[0].device))
+        kinds = np.concatenate([kinds, np.full(len(added), "class-specific", object)])
+        wanted = np.concatenate([wanted, baseline.classes[added]])
+    told = [teacher.features(part) for part in images if len(part)]
+    points = np.round(_on_a_plane(_joined([one.penultimate.flatten(1) for one in told])), 3)
+    logits = _joined([one.logits for one in told])
     return {
         "classes": [transfer.classes[label] for label in classes],
         "x": points[:, 0].tolist(),
         "y": points[:, 1].tolist(),
-        "class": np.searchsorted(classes, labels[chosen]).tolist(),
-        "kind": ["natural" if natural else "compensated" for natural in real[chosen]],
+        "class": np.searchsorted(classes, wanted).tolist(),
+        "kind": kinds.tolist(),
+        "kinds": [
+            {"kind": kind, **kind_line(logits[kinds == kind], wanted[kinds == kind], margin=margin)}
+            for kind in dict.fromkeys(kinds.tolist())
+        ],
     }
+
+
+def kind_line(logits: Logits, classes: NDArray[np.int64], *, margin: float) -> dict[str, float]:
+    """Return what a network says of images of one kind.
+
+    Args:
+        logits: shape (N, C), N at least 1.
+        classes: what the images stand for, shape (N,).
+        margin: as for `boundary`.
+
+    Returns:
+        `images`, their number; `named_as_intended` and `on_boundary`, shares of them.
+    """
+    return {
+        "images": len(logits),
+        "named_as_intended": float((logits.argmax(axis=1) == classes).mean()),
+        "on_boundary": boundary(logits, margin=margin)["share"],
+    }
+
+
+def _joined(parts: Sequence[Tensor]) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = torch.cat([part.float().cpu() for part in parts]).numpy()
+    return found
 
 
 def _on_a_plane(features: NDArray[np.float32]) -> NDArray[np.float32]:

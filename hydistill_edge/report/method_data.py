@@ -223,10 +223,16 @@ class Collected:
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Images of a few classes on a plane; `points` are (x, y, place of the class, kind)."""
+    """Images of a few classes on a plane.
+
+    Attributes:
+        points: (x, y, place of the class, kind).
+        kinds: (kind, images, share named as intended, share on a boundary).
+    """
 
     classes: tuple[str, ...]
     points: tuple[tuple[float, float, int, str], ...]
+    kinds: tuple[tuple[str, float | None, float | None, float | None], ...]
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from hydistill_edge.report.density import density
 from hydistill_edge.report.drawing import (
     BAD,
     DASHES,
@@ -21,12 +23,23 @@ from hydistill_edge.report.drawing import (
     label,
     style_axes,
 )
-from hydistill_edge.report.method_data import Compensated, Gan, Keys, SelectionAudit
+from hydistill_edge.report.method_data import (
+    ClassMap,
+    Compensated,
+    Gan,
+    Keys,
+    SelectionAudit,
+)
 from hydistill_edge.report.wording import percent, significant
 
 FLAG_BELOW = 0.6
 MAX_CLASSES = 24  # rows of the coverage figure; the lowest are kept
 MAX_LAYERS = 48  # layers of a figure; a network with more is told in the table
+HELD = (0.5, 0.9)  # shares of a class's made images inside the lines of the map
+MADE = {
+    "compensated": "One tensor for all classes",
+    "class-specific": "Baseline: one tensor per class",
+}
 MAX_CELL_NUMBERS = 12  # columns up to which the cells of the attention carry their numbers
 
 
@@ -230,36 +243,69 @@ def key_history(keys: Keys) -> str:
 
 
 def class_map(compensated: Compensated) -> str:
-    """Draw the images of a few classes on a plane, natural ones apart from compensated ones."""
+    """Draw the images of a few classes on a plane, with lines around where they are dense.
+
+    On the left the set's: natural images, and those with a compensator that serves all classes. On
+    the right, where it was made, the baseline with one tensor per class, on the same plane.
+    """
     found = compensated.map
     if found is None or len(found.classes) > len(SERIES):
         return ""
+    present = {kind for _, _, _, kind in found.points}
+    panels = [(kind, title) for kind, title in MADE.items() if kind in present]
+    panels = panels or [("compensated", MADE["compensated"])]
+    window = _window([point[:2] for point in found.points])
 
     def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        for place, name in enumerate(found.classes):
-            for kind, marker, size in (("compensated", "x", 14), ("natural", "o", 22)):
-                points = [p[:2] for p in found.points if p[2:] == (place, kind)]
-                if points:
-                    axes.scatter(
-                        [x for x, _ in points],
-                        [y for _, y in points],
-                        s=size,
-                        marker=marker,
-                        color=SERIES[place],
-                        linewidths=0.8,
-                        label=label(name) if kind == "natural" else None,
-                    )
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.set_aspect("equal")
-        axes.grid(visible=False)
-        for spine in axes.spines.values():
-            spine.set(visible=True, color=GRID)
-        figure.legend(loc="outside right upper", title="circles: natural, crosses: compensated")
+        row = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (kind, title) in zip(row, panels, strict=True):
+            axes.set_title(title)
+            for place in range(len(found.classes)):
+                _class_on_a_plane(axes, found, place, kind, window)
+            axes.set_xlim(window[:2])
+            axes.set_ylim(window[2:])
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.set_aspect("equal")
+            axes.grid(visible=False)
+            for spine in axes.spines.values():
+                spine.set(visible=True, color=GRID)
+        handles = [
+            Line2D(
+                [], [], marker="o", linestyle="", color=SERIES[place], label=label(name, longest=20)
+            )
+            for place, name in enumerate(found.classes)
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
 
-    description = "Map of natural and compensated images by the teacher's features"
-    return draw("class-map", description, (7.4, 4.6), paint)
+    description = "Map of natural and made images by the teacher's features"
+    return draw("class-map", description, (9.0 if len(panels) == 2 else 5.6, 4.9), paint)
+
+
+def _class_on_a_plane(
+    axes: Axes, found: ClassMap, place: int, made: str, window: tuple[float, float, float, float]
+) -> None:
+    """Draw one class: crosses for what was made, circles for natural images, lines of density."""
+    color = SERIES[place]
+    for kind, marker, size in ((made, "x", 14), ("natural", "o", 20)):
+        points = [(x, y) for x, y, at, of in found.points if (at, of) == (place, kind)]
+        if points:
+            x, y = zip(*points, strict=True)
+            axes.scatter(x, y, s=size, marker=marker, color=color, linewidths=0.8)
+        dense = density(points, window) if kind == made else None
+        if dense is not None:
+            levels = sorted({dense.level(share) for share in HELD})
+            axes.contour(
+                dense.x, dense.y, dense.values, levels=levels, colors=color, linewidths=0.9
+            )
+
+
+def _window(points: Sequence[tuple[float, float]]) -> tuple[float, float, float, float]:
+    """Return the square around all points, with room for the lines."""
+    x, y = [point[0] for point in points], [point[1] for point in points]
+    half = 0.6 * max(max(x) - min(x), max(y) - min(y), 1e-6)
+    across, along = (max(x) + min(x)) / 2, (max(y) + min(y)) / 2
+    return across - half, across + half, along - half, along + half
 
 
 def _stretches(kept: Sequence[bool]) -> list[tuple[int, int]]:

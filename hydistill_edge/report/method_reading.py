@@ -401,6 +401,15 @@ def _class_map(source: Json) -> ClassMap | None:
     return ClassMap(
         classes,
         tuple((x, y, int(place), kind) for x, y, place, kind in zip(*columns, kinds, strict=True)),
+        tuple(
+            (
+                text(row, "kind"),
+                number(row, "images"),
+                number(row, "named_as_intended"),
+                number(row, "on_boundary"),
+            )
+            for row in objects(source, "kinds")
+        ),
     )
 
 

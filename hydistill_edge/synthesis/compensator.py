@@ -168,6 +168,7 @@ def optimize_compensator(
     *,
     seed: Sequence[int],
     tell: Callable[[int], None] | None = None,
+    per_class: bool = False,
 ) -> tuple[Tensor, dict[str, float]]:
     """Optimize one compensator; the last iterate is kept, as published.
 
@@ -178,16 +179,20 @@ def optimize_compensator(
         settings: how.
         seed: of the shifts.
         tell: called with the steps done, now and then.
+        per_class: a tensor of its own for each image: the baseline with barriers between classes.
 
     Returns:
-        The compensator in pixels, shape (1, C, H, W) float32, and its record (`Compensators`).
+        The compensator in pixels, shape (1, C, H, W) float32, or (n, C, H, W) with `per_class`, and
+        its record (`Compensators`).
 
     Raises:
         MethodError: values are no longer finite.
     """
     count, channels, height, width = images.shape
     std = canvas_of(network, channels, images.device).std
-    normalized = torch.zeros((1, channels, height, width), device=images.device).requires_grad_()
+    tensors = count if per_class else 1
+    normalized = torch.zeros((tensors, channels, height, width), device=images.device)
+    normalized.requires_grad_()
     optimizer = torch.optim.Adam([normalized], settings.learning_rate, betas=(0.5, 0.9), eps=1e-8)
     blocks = -(-count // settings.block_for((height, width)))
     parts = list(
@@ -204,8 +209,9 @@ def optimize_compensator(
             shift = view.shift()
             optimizer.zero_grad(set_to_none=True)
             terms = {}
-            for part, wanted in parts:
-                seen = view(part + normalized * std, shift)
+            own = torch.tensor_split(normalized, blocks) if per_class else [normalized] * blocks
+            for (part, wanted), added in zip(parts, own, strict=True):
+                seen = view(part + added * std, shift)
                 found = compensator_terms(network, reader, seen, wanted, settings)
                 share = len(part) / count
                 # One block's graph at a time: the gradients add up on the one tensor.

@@ -20,6 +20,7 @@ from hydistill_edge.images.transfer_set import TransferSet, TransferSetWriter
 from hydistill_edge.methods import infer
 from hydistill_edge.methods.distilled import Distilled
 from hydistill_edge.methods.infer import InferSettings, distill, mixed_logits, soft_label_loss
+from hydistill_edge.methods.infer_baseline import class_specific
 from hydistill_edge.methods.infer_set import (
     BESIDE,
     MadeSet,
@@ -35,6 +36,7 @@ from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.objectives.logits import kd_kl
+from hydistill_edge.synthesis.compensator import optimize_compensator
 from hydistill_edge.synthesis.infer_settings import CompensatorSettings
 
 CLASSES = ("dark", "grey", "light")
@@ -296,7 +298,48 @@ def test_student_is_trained_and_says_on_what(
     }
     assert told["boundary"]["student"]["images"] == len(found.holdout_rows)
     assert len(told["map"]["x"]) == len(told["map"]["kind"]) == len(told["map"]["class"])
-    assert set(told["map"]["kind"]) == {"natural", "compensated"}
+    kinds = [row["kind"] for row in told["map"]["kinds"]]
+    assert kinds == list(dict.fromkeys(told["map"]["kind"]))
+    assert kinds == ["natural", "compensated", "class-specific"]
+    assert told["map"]["kinds"][2]["images"] == 9  # three of each class
+
+
+def test_images_stand_for_the_class_that_they_were_made_for(transfer: TransferSet) -> None:
+    distilled = beside(transfer)
+    assert distilled is not None
+    places = np.arange(len(transfer))[::-1].copy()
+    places[0] = -1
+    found = infer._intended(transfer, distilled, places)
+    assert found[0] == transfer.pseudo_labels[0]
+    np.testing.assert_array_equal(found[1:], distilled.classes[places[1:]])
+    np.testing.assert_array_equal(infer._intended(transfer, None, places), transfer.pseudo_labels)
+
+
+def test_class_specific_images_are_those_of_a_slot_with_one_tensor_each(
+    made: MadeSet, teacher: Teacher
+) -> None:
+    found = class_specific(made.distilled, open_ensemble(made.distilled, teacher), slots=2, seed=4)
+    assert found.images.shape == (2 * 2 * 3, 8, 8, 1)  # slots, networks, classes
+    assert found.classes.tolist() == [0, 1, 2] * 4
+    again = class_specific(made.distilled, open_ensemble(made.distilled, teacher), slots=1, seed=4)
+    np.testing.assert_array_equal(again.images, found.images[:6])
+    natural = made.distilled.images(np.flatnonzero(made.distilled.base_slots == 0))
+    added = found.images[:3].astype(np.int64) - natural
+    assert added.any(axis=(1, 2, 3)).all()
+    assert (added[0] != added[1]).any()
+
+
+def test_tensor_per_class_is_the_compensator_when_there_is_one_class(teacher: Teacher) -> None:
+    images = torch.from_numpy(draw_images(4)).permute(0, 3, 1, 2).float() / 255
+    classes = torch.arange(4) % 3
+
+    def optimize(count: int, **more: Any) -> torch.Tensor:
+        part = images[:count], classes[:count]
+        return optimize_compensator(teacher, *part, replace(SET, block=2), seed=[5], **more)[0]
+
+    torch.testing.assert_close(optimize(1, per_class=True), optimize(1), rtol=0, atol=0)
+    assert optimize(4, per_class=True).shape == (4, 1, 8, 8)
+    assert optimize(4).shape == (1, 1, 8, 8)
 
 
 def test_static_and_dynamic_labels_train_differently_and_repeat(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hydistill_edge.methods.infer_report import _on_a_plane, boundary, closest_pairs
+from hydistill_edge.methods.infer_report import _on_a_plane, boundary, closest_pairs, kind_line
 
 
 def logits(rows: list[list[float]]) -> np.ndarray:
@@ -16,6 +16,15 @@ def test_images_on_a_boundary_are_those_with_two_near_probabilities() -> None:
     answers = logits([[0.5, 0.45, 0.05], [0.6, 0.3, 0.1], [0.34, 0.33, 0.33], [0.9, 0.05, 0.05]])
     assert boundary(answers, margin=0.1) == {"share": 0.5, "images": 4}
     assert boundary(answers, margin=0.31) == {"share": 0.75, "images": 4}
+
+
+def test_kind_is_told_by_what_is_named_as_intended_and_what_lies_on_a_boundary() -> None:
+    answers = logits([[0.5, 0.45, 0.05], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8], [0.9, 0.05, 0.05]])
+    assert kind_line(answers, np.array([0, 1, 2, 0]), margin=0.1) == {
+        "images": 4,
+        "named_as_intended": 0.75,
+        "on_boundary": 0.25,
+    }
 
 
 def test_closest_pair_is_the_one_with_the_most_left_to_the_other_class() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -97,8 +98,14 @@ def documents(classes: tuple[str, ...] = ("dent", "good")) -> dict[str, Any]:
             "closest_pairs": [
                 {"classes": list(classes), "images": 6, "nearness": 0.2, "confused": 0.5}
             ],
-            "map": {"classes": list(classes), "x": [0.0, 1.0, 3.0], "y": [0.5, 2.0, 1.0],
-                    "class": [0, 1, 1], "kind": ["natural", "compensated", "natural"]},
+            "map": {
+                "classes": list(classes),
+                "x": [0.0, 1.0, 3.0, 2.0, 2.5, 1.5], "y": [0.5, 2.0, 1.0, 1.5, 0.0, 0.7],
+                "class": [0, 1, 1, 1, 1, 0],
+                "kind": ["natural", *["compensated"] * 3, "natural", "class-specific"],
+                "kinds": [{"kind": "compensated", "images": 3, "named_as_intended": 0.625,
+                           "on_boundary": 0.375}],
+            },
         },
         "transfer/pilot.json": {
             "kind": "strategic", "candidates": 900, "count": 100, "near_duplicates": 3,
@@ -177,7 +184,17 @@ def test_page_has_no_section_of_the_method_when_it_left_nothing(shared_run: Path
         ("student/selection.json", ("540 of 1\N{NARROW NO-BREAK SPACE}000", "(epoch 1)", "shop")),
         ("student/hidfd.json", ("1/120 of 600", "each repeated 10 times")),
         ("student/keys.json", ("8.32", "12.3", "stage2 is above the threshold for dent alone")),
-        ("student/infer.json", ("student 12.5", "20 natural, 40 compensated", "dent, good")),
+        (
+            "student/infer.json",
+            (
+                "student 12.5",
+                "20 natural, 40 compensated",
+                "dent, good",
+                "62.5",
+                "37.5",
+                "lines of two classes cross",
+            ),
+        ),
         ("transfer/pilot.json", ("100 of 900 candidates", "far away", "the first 50")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -206,6 +223,17 @@ def test_page_tells_bytes_realism_and_privacy_of_a_compensated_set(make_run: Run
     for words in ("10 images per class, of which 9 natural", "75.0", "4.5", "one network decides"):
         assert words in section, words
     assert "this set contains real images." in section
+
+
+def test_map_has_a_half_for_the_baseline_only_where_it_was_made(method: Method) -> None:
+    assert method.compensated is not None
+    assert method.compensated.map is not None
+    both = method_figures.class_map(method.compensated)
+    points = tuple(p for p in method.compensated.map.points if p[3] != "class-specific")
+    one = replace(method.compensated, map=replace(method.compensated.map, points=points))
+    titles = ("One tensor for all classes", "Baseline: one tensor per class")
+    assert [title in both for title in titles] == [True, True]
+    assert [title in method_figures.class_map(one) for title in titles] == [True, False]
 
 
 def test_map_is_left_out_when_its_columns_do_not_fit(make_run: RunMaker) -> None:
