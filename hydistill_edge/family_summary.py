@@ -97,6 +97,7 @@ def _not_built(recipe: Recipe) -> dict[str, Any]:
         "teacher_agreement": None,
         "teacher_agreement_note": NOT_BUILT,
         "accuracy": None,
+        "accuracy_without_overlap": None,
         "accuracy_note": NOT_BUILT,
         "worst_class": dict.fromkeys(("class", "n", "accuracy")),
         "gates": [],

@@ -16,6 +16,7 @@ from hydistill_edge.cli.console import (
     points,
     print_error,
     print_json,
+    print_warning,
     progress,
     stdout,
     table,
@@ -80,6 +81,7 @@ def show(result: Build, *, json: bool) -> None:
             console.print(summary_table(result.summary))
             report = plain(result.path / "report.html")
             console.print(f"{verdict(result.passed)}  {report}", soft_wrap=True)
+            print_warning((result.summary.get("overlap") or {}).get("note", ""))
         else:
             console.print(plain(f"done; the run directory is {result.path}"), soft_wrap=True)
     code = show_failures(result.summary.get("students", ()))

@@ -48,6 +48,14 @@ def print_error(text: str, *, kind: str, code: int, as_json: bool) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
+def print_warning(text: str) -> None:
+    """Print on stderr what a reader of the result must know; nothing where there is nothing."""
+    if text:
+        console = stderr()
+        console.print("[bold yellow]warning:[/]", end=" ")
+        console.print(text, markup=False, soft_wrap=True)
+
+
 def table(*columns: str, title: str | None = None) -> Table:
     """Return an empty table in the house style; a column named "x>" is right-aligned.
 

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from hydistill_edge.cli.console import Json, percent, plain, print_json, progress, stdout, table
+from hydistill_edge.cli.console import (
+    Json,
+    percent,
+    plain,
+    print_json,
+    print_warning,
+    progress,
+    stdout,
+    table,
+)
 
 
 def evaluate(
@@ -33,7 +42,15 @@ def evaluate(
     if json:
         print_json(result)
         return
-    made = table("model", "accuracy>", "worst class>", "ROC-AUC>", "agrees with teacher>")
+    seen = bool(result.get("overlap", {}).get("images"))
+    made = table(
+        "model",
+        "accuracy>",
+        *(["unseen images>"] * seen),
+        "worst class>",
+        "ROC-AUC>",
+        "agrees with teacher>",
+    )
     for model in result["models"]:
         worst = min(
             (entry for entry in model["per_class"] if entry["accuracy"] is not None),
@@ -43,6 +60,7 @@ def evaluate(
         made.add_row(
             plain(model["name"]),
             percent(model["accuracy"]),
+            *([percent(model["accuracy_without_overlap"])] if seen else []),
             plain(f"{percent(worst['accuracy'])} ({worst['class']})") if worst else "-",
             "-" if model["roc_auc"] is None else f"{model['roc_auc']:.4f}",
             percent(model["agreement_with_teacher"]),
@@ -50,3 +68,4 @@ def evaluate(
     console = stdout()
     console.print(made)
     console.print(f"{result['images']} images; confusion matrices: --json")
+    print_warning(result.get("overlap", {}).get("note", ""))

@@ -90,22 +90,47 @@ def check_leak(made: NDArray[np.uint8], collected: NDArray[np.uint8]) -> LeakChe
             "(M, H, W, C) and (N, H, W, C), at least one of each"
         )
     of_collected = thumbnails(collected)
-    nearest = _nearest(thumbnails(made), of_collected, leave_out_own=False)
-    usual = None
-    if len(collected) > 1:
-        own = _nearest(of_collected, of_collected, leave_out_own=True)
-        usual = float(np.median(_distances(collected, collected[own])))
+    nearest = _nearest(thumbnails(made), of_collected)
+    own = to_nearest_other(collected, of_collected)
+    usual = float(np.median(own)) if len(own) else None
     return LeakCheck(
-        distances=_distances(made, collected[nearest]),
+        distances=pixel_distances(made, collected[nearest]),
         nearest=nearest,
         usual=usual,
         limit=None if usual is None else NEAR_COPY * usual,
     )
 
 
+def to_nearest_other(
+    images: NDArray[np.uint8],
+    small: NDArray[np.float32] | None = None,
+    rows: NDArray[np.int64] | None = None,
+) -> NDArray[np.float32]:
+    """Return how far images lie from the nearest other one, found by thumbnails.
+
+    Args:
+        images: shape (N, H, W, C) uint8.
+        small: their thumbnails, where they are made already.
+        rows: places of the images to look at, shape (n,); None for all.
+
+    Returns:
+        Shape (n,) float32, the root of the mean squared difference, in levels of 255; none where
+        there is no other image.
+    """
+    if len(images) < 2:
+        return np.empty(0, np.float32)
+    small = thumbnails(images) if small is None else small
+    rows = np.arange(len(images)) if rows is None else rows
+    return pixel_distances(images[rows], images[_nearest(small[rows], small, own=rows)])
+
+
 def _nearest(
-    first: NDArray[np.float32], second: NDArray[np.float32], *, leave_out_own: bool
+    first: NDArray[np.float32],
+    second: NDArray[np.float32],
+    *,
+    own: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
+    """Return the place of the nearest in `second` of every row; `own` places do not count."""
     # Centered: the differences of large squares would lose what tells two images apart.
     middle = second.mean(axis=0)
     others = second - middle
@@ -114,14 +139,17 @@ def _nearest(
     for start in range(0, len(first), _ROWS):
         part = first[start : start + _ROWS] - middle
         distances = squares - 2.0 * part @ others.T
-        if leave_out_own:
-            rows = np.arange(len(part))
-            distances[rows, start + rows] = np.inf
+        if own is not None:
+            distances[np.arange(len(part)), own[start : start + len(part)]] = np.inf
         found[start : start + len(part)] = distances.argmin(axis=1)
     return found
 
 
-def _distances(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float32]:
+def pixel_distances(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return how far images (n, H, W, C) are from those of the same place, shape (n,) float32.
+
+    The root of the mean squared difference, in levels of 255.
+    """
     found = np.empty(len(first), np.float32)
     for start in range(0, len(first), _ROWS):
         part = slice(start, start + _ROWS)

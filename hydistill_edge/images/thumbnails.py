@@ -21,12 +21,39 @@ def thumbnails(images: NDArray[np.uint8], *, side: int = SIDE_PX) -> NDArray[np.
         Shape (N, at most side * side * C) float32, in levels from 0 to 255.
     """
     count, height, width, channels = images.shape
-    rows = np.unique(np.linspace(0, height, min(side, height) + 1).astype(int)[:-1])
-    columns = np.unique(np.linspace(0, width, min(side, width) + 1).astype(int)[:-1])
-    area = np.diff(rows, append=height)[:, None] * np.diff(columns, append=width)
+    rows, columns = _starts(height, side), _starts(width, side)
+    area = _lengths(rows, height)[:, None] * _lengths(columns, width)
     found = np.empty((count, len(rows) * len(columns) * channels), np.float32)
     for start in range(0, count, _ROWS):
         part = images[start : start + _ROWS].astype(np.float32)
         sums = np.add.reduceat(np.add.reduceat(part, rows, axis=1), columns, axis=2)
         found[start : start + len(part)] = (sums / area[:, :, None]).reshape(len(part), -1)
     return found
+
+
+def block_shares(
+    size: tuple[int, int], channels: int, *, side: int = SIDE_PX
+) -> NDArray[np.float32]:
+    """Return which share of an image's values each value of its thumbnail stands for.
+
+    Args:
+        size: (height, width) of the image, in pixels.
+        channels: of the image.
+        side: as for `thumbnails`.
+
+    Returns:
+        Shape (at most side * side * C,) float32; the sum is 1.
+    """
+    height, width = size
+    rows, columns = _starts(height, side), _starts(width, side)
+    area = _lengths(rows, height)[:, None] * _lengths(columns, width)
+    shares = np.repeat(area.ravel() / (height * width * channels), channels)
+    return shares.astype(np.float32)
+
+
+def _starts(length: int, side: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, length, min(side, length) + 1).astype(np.int64)[:-1])
+
+
+def _lengths(starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    return np.diff(starts, append=length)

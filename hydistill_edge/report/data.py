@@ -164,12 +164,28 @@ class Score:
     roc_auc_note: str
     agreement_with_teacher: float | None
     agreement_with_student: float | None
+    accuracy_without_overlap: float | None = None
 
     @property
     def worst(self) -> tuple[str, float] | None:
         """The class with the lowest accuracy, and that accuracy."""
         known = [(name, value) for name, _, value in self.per_class if value is not None]
         return min(known, key=lambda row: row[1]) if known else None
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Evaluation images that were seen in training: `overlap` of evaluation.json.
+
+    Attributes:
+        compared: real images of the transfer set.
+        images: (evaluation image, image of the transfer set, difference in levels, mirrored).
+        warning: empty where none was seen.
+    """
+
+    compared: float | None
+    images: tuple[tuple[str, str, float | None, bool | None], ...]
+    warning: str
 
 
 @dataclass(frozen=True)
@@ -205,6 +221,7 @@ class Run:
     calibration: CalibrationSet | None
     artifacts: tuple[Artifact, ...]
     evaluation_images: float | None
+    overlap: Overlap
     scores: tuple[Score, ...]
     history: tuple[Mapping[str, float | None], ...]
     method: Method

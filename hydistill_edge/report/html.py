@@ -23,6 +23,7 @@ REPORT = "report.html"
 RUNGS = ("R0", "R1", "R2", "R3", "R4", "R5", "R6", "R7")
 MAX_CONFUSED = 8  # rows of the table of confused pairs
 MAX_CLASS_COUNTS = 40  # classes that are listed one by one
+MAX_SEEN_IMAGES = 50  # evaluation images that the transfer set holds too
 MAX_PICKS = 50  # calibration images whose reason is shown
 FEW_LAYERS = 12  # tables of so many layers stand open
 
@@ -96,6 +97,7 @@ def render(run: Run) -> str:
         part_names=PART_NAMES,
         max_class_counts=MAX_CLASS_COUNTS,
         max_picks=MAX_PICKS,
+        max_seen_images=MAX_SEEN_IMAGES,
         max_ranges=MAX_RANGES,
         few_layers=FEW_LAYERS,
         many_classes=max((len(score.confusion) for score in run.scores), default=0) > 12,
@@ -122,6 +124,7 @@ def collect_notes(run: Run) -> tuple[Note, ...]:
         ("teacher", run.teacher.notes),
         ("student", run.student.notes),
         ("transfer set", run.transfer.notes),
+        ("accuracy", (run.overlap.warning,) if run.overlap.warning else ()),
     ):
         found += [Note(about, text) for text in texts]
     for artifact in run.artifacts:

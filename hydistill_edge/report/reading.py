@@ -19,6 +19,7 @@ from hydistill_edge.report.data import (
     Gate,
     Latency,
     Model,
+    Overlap,
     Parity,
     Run,
     Rung,
@@ -106,6 +107,7 @@ def read_run(path: Path) -> Run:
         calibration=read_set(choice) if choice else None,
         artifacts=artifacts,
         evaluation_images=number(evaluation, "images"),
+        overlap=_overlap(mapping(evaluation, "overlap")),
         scores=tuple(_score(entry) for entry in objects(evaluation, "models")),
         history=tuple(plain_numbers(entry) for entry in objects({"steps": history}, "steps")),
         method=read_method(
@@ -299,6 +301,23 @@ def _score(entry: Json) -> Score:
         roc_auc_note=text(entry, "roc_auc_note"),
         agreement_with_teacher=number(entry, "agreement_with_teacher"),
         agreement_with_student=number(entry, "agreement_with_student"),
+        accuracy_without_overlap=number(entry, "accuracy_without_overlap"),
+    )
+
+
+def _overlap(entry: Json) -> Overlap:
+    return Overlap(
+        compared=number(entry, "compared_with"),
+        images=tuple(
+            (
+                text(image, "id"),
+                text(image, "used"),
+                number(image, "distance"),
+                flag(image, "mirrored"),
+            )
+            for image in objects(entry, "images")
+        ),
+        warning=text(entry, "note"),
     )
 
 

@@ -11,6 +11,7 @@ from hydistill_edge.metrics import gap, score
 from hydistill_edge.stages import artifacts
 from hydistill_edge.stages.images import load, state
 from hydistill_edge.stages.logits import network_logits
+from hydistill_edge.stages.overlap import find_seen
 from hydistill_edge.stages.work import Work
 from hydistill_edge.targets.parity import run_in_batches
 
@@ -30,7 +31,12 @@ def run(work: Work) -> None:
         work.run.drop("evaluation.json", "evaluation")
         work.report("evaluation", 1, 1, {})
         return
-    after = ("teacher", "student", *[f"targets.{planned.key}" for planned in work.planned])
+    after = (
+        "teacher",
+        "images",
+        "student",
+        *[f"targets.{planned.key}" for planned in work.planned],
+    )
     parts = [work.recipe.to_dict()["evaluation"], state(source)]
     if shifted is not None:
         parts += [work.recipe.to_dict()["shifted_evaluation"], state(shifted)]
@@ -77,7 +83,7 @@ def _both(work: Work, source: SourceSpec, shifted: SourceSpec | None) -> dict[st
     found = evaluate(work, source)
     if shifted is not None:
         told = evaluate(work, shifted)
-        found["shifted"] = {key: told[key] for key in ("images", "skipped", "models")}
+        found["shifted"] = {key: told[key] for key in ("images", "skipped", "overlap", "models")}
     return found
 
 
@@ -95,6 +101,7 @@ def evaluate(work: Work, source: SourceSpec) -> dict[str, Any]:
     classes = work.recipe.class_names()
     beside = small_network(work)
     total = len(work.planned) + 2 + (beside is not None)
+    seen = find_seen(work, loaded)
     teacher = network_logits(work.teacher, loaded.images)
     work.report("evaluation", 1, total, {})
     student = network_logits(work.student, loaded.images)
@@ -120,9 +127,11 @@ def evaluate(work: Work, source: SourceSpec) -> dict[str, Any]:
         "schema_version": 1,
         "images": len(labels),
         "skipped": [asdict(entry) for entry in loaded.skipped],
+        "overlap": seen.told,
         "models": [
             {
                 **score(name, logits, labels, classes, teacher=teacher, student=student),
+                "accuracy_without_overlap": seen.accuracy(logits, labels),
                 **more.get(name, {}),
                 "note": notes.get(name, ""),
             }

@@ -13,6 +13,7 @@ from hydistill_edge.run_directory import read_json, space_errors, write_bytes, w
 from hydistill_edge.stages import artifacts, evaluation
 from hydistill_edge.stages.artifacts import Built
 from hydistill_edge.stages.method_facts import method_facts
+from hydistill_edge.stages.overlap import overlap_line
 from hydistill_edge.stages.work import Work
 
 PREVIEW_PER_CLASS = 12
@@ -74,6 +75,7 @@ def summarize(work: Work) -> dict[str, Any]:
         "teacher": teacher_line(work, scores),
         "student": student,
         "transfer": transfer_line(work),
+        "overlap": overlap_line(told.get("overlap")),
         "method_facts": _method_facts(work, scores),
         "artifacts": rows,
         "wall_s": work.run.wall_s(),
@@ -264,9 +266,14 @@ def _accuracy_drop(
 
 def _accuracy(score: Mapping[str, Any] | None) -> dict[str, Any]:
     if score is None:
-        return {"accuracy": None, "accuracy_note": NOT_EVALUATED}
+        return {"accuracy": None, "accuracy_without_overlap": None, "accuracy_note": NOT_EVALUATED}
     shifted = {key: score[key] for key in ("accuracy_shifted",) if key in score}
-    return {"accuracy": score["accuracy"], "accuracy_note": "", **shifted}
+    return {
+        "accuracy": score["accuracy"],
+        "accuracy_without_overlap": score["accuracy_without_overlap"],
+        "accuracy_note": "",
+        **shifted,
+    }
 
 
 def _parity_line(parity: Mapping[str, Any] | None, built: Built) -> dict[str, Any]:
