@@ -22,10 +22,10 @@ Where this departs from the papers, and why:
   freezing are our reading. AFD's equations are certain.
 - The attention of each student layer is renormalized over the kept keys. Otherwise it could lower
   the loss by turning to keys that are not in it.
-- The loss is weighted by T / |R| for |R| kept of T keys, so that a choice does not weaken it where
-  the kept keys' attention is left as it is (`renormalize` off). Renormalized, it sums to 1 already:
-  a choice of half of the keys then doubles `beta`, so compare with `variant: all_keys` at equal
-  beta · T / |R|.
+- The weight T / |R|, for |R| kept of T keys, holds the total weight level, and is applied where it
+  does: to attention as it is. Renormalized attention (the default) sums to 1 over the kept keys
+  already; a second time, the weight would double `beta` for a choice of half of the keys, and a
+  gain over `all_keys` might be that of the larger `beta`.
 - There are no true labels: the cross entropy of both papers is left out, or taken against the
   teacher's own first class (`label_weight`).
 - An epoch is a 240th of the training (`epochs`), whatever the size of the set: with few images a
@@ -246,7 +246,7 @@ class LayerObjective(nn.Module):
     def loss(
         self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], step: int
     ) -> Tensor:
-        """Return beta · T / |R| · the loss on the kept keys, shape (); notes influences.
+        """Return the weighted loss on the kept keys, shape (); notes influences.
 
         Args:
             student: feature maps by tap; gradients flow here.
@@ -271,7 +271,8 @@ class LayerObjective(nn.Module):
             channels=self.choice.channels,
             renormalize=self.settings.renormalize,
         )
-        return self.settings.beta * len(seen) / len(kept) * found
+        level = 1.0 if self.settings.renormalize else len(seen) / len(kept)
+        return self.settings.beta * level * found
 
 
 class _Pair(nn.Module):

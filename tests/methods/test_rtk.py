@@ -244,19 +244,23 @@ def test_attention_and_student_learn_from_the_layers_alone(teacher: Teacher, var
     assert sum(float(grad.abs().max()) > 0 for grad in gradients if grad is not None) >= 10
 
 
-def test_loss_is_weighted_by_all_keys_over_kept_ones(teacher: Teacher) -> None:
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_total_weight_of_the_layers_is_level_when_keys_are_left_out(
+    teacher: Teacher, renormalize: bool
+) -> None:
     images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    losses = []
-    for weight in (0, 1):
-        student = new_student().eval()
-        layers = LayerObjective(student, teacher, replace(QUICK, keys=("6",), beta=1.0 + weight))
-        own = student.features(images, layers.student_taps).taps
-        seen = teacher.features(images, layers.teacher_taps).taps
-        losses.append(layers.loss(own, seen, 0).item())
-        only = list(own.values()), [seen["6"]]
-        share = torch.ones(6, 2, 1)
-        bare = rtk.rtk_loss(*only, share).item()  # one key: its renormalized weight is 1
-    assert losses == pytest.approx([3 * bare, 6 * bare])
+    student = new_student().eval()
+    settings = replace(QUICK, keys=("6",), beta=2.0, renormalize=renormalize)
+    layers = LayerObjective(student, teacher, settings)
+    own = student.features(images, layers.student_taps).taps
+    seen = teacher.features(images, layers.teacher_taps).taps
+    one = list(layers.teacher_taps).index("6")
+    # One key of three: renormalized its weight is 1; else its attention, times three.
+    share = layers.weights(list(own.values()), list(seen.values()))[:, :, one, None]
+    share = torch.ones_like(share) if renormalize else 3 * share
+    maps = list(own.values()), [seen["6"]]
+    expected = 2 * rtk.rtk_loss(*maps, share, renormalize=False).item()
+    assert layers.loss(own, seen, 0).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
