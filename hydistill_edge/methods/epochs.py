@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,6 @@ import numpy as np
 from torch import nn
 
 from hydistill_edge.images.selection import (
-    PoolBatch,
     Rows,
     Scores,
     Selection,
@@ -119,7 +118,7 @@ class Epochs:
             return self._everything()
         with eval_mode(self._network):
             scores = score_pool(
-                self._pool_batches(),
+                self._pool.batches(self._rows, settings.batch),
                 student=self._student,
                 share=settings.teacher_share(self._epoch),
                 classes=len(self._transfer.classes),
@@ -136,11 +135,6 @@ class Epochs:
         if settings.selection == "random":
             selection = self._random(selection, scores)
         return selection, scores
-
-    def _pool_batches(self) -> Iterator[PoolBatch]:
-        for start in range(0, len(self._rows), self._settings.batch):
-            rows = self._rows[start : start + self._settings.batch]
-            yield PoolBatch(rows, self._pool.images(rows), self._pool.logits(rows))
 
     def _everything(self) -> tuple[Selection, Scores]:
         """Return the whole pool; scores are the teacher's stored ones."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hydistill_edge.errors import MethodError
+from hydistill_edge.images.selection import PoolBatch
 from hydistill_edge.images.transfer_format import REAL_ORIGINS
 from hydistill_edge.images.transfer_set import Indices, TransferSet
 from hydistill_edge.objectives.logits import agreement, kd_kl
@@ -55,6 +56,12 @@ class Pool:
         if self._resident is None:
             return self._read_logits(indices)
         return self._resident[1][torch.from_numpy(indices).to(self._device)]
+
+    def batches(self, indices: Indices, batch: int) -> Iterator[PoolBatch]:
+        """Yield images and logits in order, so many at a time, for scoring."""
+        for start in range(0, len(indices), batch):
+            rows = indices[start : start + batch]
+            yield PoolBatch(rows, self.images(rows), self.logits(rows))
 
     def _read_images(self, indices: Indices) -> Tensor:
         pixels = torch.from_numpy(self._transfer.images(indices)).to(self._device)

@@ -24,16 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from hydistill_edge.images.pool import TransferPool
 from hydistill_edge.images.selection import score_pool, select
 from hydistill_edge.images.transfer_set import TransferSet, TransferSetWriter
+from hydistill_edge.methods.pool import Pool
 from hydistill_edge.models.student import Student
 from hydistill_edge.targets.gates import at_most
 from hydistill_edge.targets.latency import read_conditions
 from hydistill_edge.targets.packages import version
 
 CLASSES = tuple(f"class {number}" for number in range(10))
-SIDE, CHUNK = 32, 20_000
+SIDE, CHUNK, BATCH = 32, 20_000, 1024
 LIMIT_MIB = 4096
 """What the project promises for a million images."""
 
@@ -67,7 +67,13 @@ def score(folder: Path) -> dict[str, Any]:
         "convnet3", classes=CLASSES, channels=3, size=(SIDE, SIDE), width=0.25
     ).eval()
     started, spent = time.perf_counter(), time.process_time()
-    scores = score_pool(TransferPool(transfer), student=student, share=0.9, classes=len(CLASSES))
+    pool = Pool(transfer, torch.device("cpu"))
+    scores = score_pool(
+        pool.batches(np.arange(len(transfer)), BATCH),
+        student=student,
+        share=0.9,
+        classes=len(CLASSES),
+    )
     scored, cpu = time.perf_counter() - started, time.process_time() - spent
     selection = select(scores, class_names=CLASSES)
     return {
