@@ -564,7 +564,8 @@ def resize(
     if mode == "nearest" and where_from in _OFFSETS and rounding in _ROUNDINGS:
         offset = _OFFSETS[where_from]
         for axis, (to, factor) in enumerate(zip(size, factors, strict=True), start=2):
-            taken = _ROUNDINGS[rounding]((np.arange(to) + offset) / factor - offset)
+            centers = np.arange(to, dtype=np.float64)
+            taken = _ROUNDINGS[rounding]((centers + offset) / factor - offset)
             taken = np.clip(taken, 0, x.shape[axis] - 1).astype(np.int64)
             x = x.index_select(axis, torch.from_numpy(taken).to(x.device))
         return x
