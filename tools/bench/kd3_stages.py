@@ -3,7 +3,8 @@
 Fashion-MNIST at 16 px, grey: a ResNet-20 teacher trained on 15,000 labelled images, a ResNet-8
 student. The pool holds 2,500 images of the teacher's kind that it never saw, and as many that do
 not fit: edge drawings, inverted images, and handwritten digits. Every stage has one budget of
-steps. 16 epochs stand for the published 240, on the same curve. About 10 minutes of one core a seed.
+steps. 16 epochs stand for the published 240, on the same curve. About 10 minutes of one core for
+each seed.
 
     python tools/bench/kd3_stages.py SHARED --keep RUNS
 """
