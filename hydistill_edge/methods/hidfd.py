@@ -293,13 +293,18 @@ def distill(
     augment = Augment(settings.augmentation())
     ask = quick_answers(teacher, device)
     regions = _Regions(teacher, trained_network) if settings.regions else None
+    risen = 0.0
+
+    def pace(position: float) -> None:  # the clock's, where time is short
+        nonlocal risen
+        risen = min(1.0, position / (REGION_RISE * steps))
 
     def batch_loss(network: nn.Module, step: int) -> Tensor:
         images = augment(pool.images(draws.at(step)), generator=generator)
         images = images.contiguous(memory_format=torch.channels_last)
         if regions is not None:
             loss, term = regions.losses(images)
-            return loss + settings.regions * min(1.0, step / (REGION_RISE * steps)) * term
+            return loss + settings.regions * risen * term
         parts: Parts = network(images)
         return feature_alignment(*match_maps(parts.projected, ask(images).final_map))
 
@@ -326,6 +331,7 @@ def distill(
         seed=seed,
         device=device,
         progress=portion(progress, 0, parts),
+        pace=pace,
     )
     shown = {
         "schema_version": 1,

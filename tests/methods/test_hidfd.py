@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,25 @@ def test_regions_change_the_student_and_fade_in(
     assert first[0].student.digest == first[1].student.digest  # the weight starts at 0
     later = [run(teacher, transfer, tmp_path / f"b{w}", steps=4, regions=w) for w in (0.0, 5.0)]
     assert later[0].student.digest != later[1].student.digest
+
+
+def test_regions_come_in_by_the_clock_when_time_is_short(
+    teacher: Teacher, transfer: TransferSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights: list[float] = []
+    losses = hidfd._Regions.losses
+
+    def watched(self: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+        loss, term = losses(self, images)
+        term.register_hook(lambda weight: weights.append(weight.item()))
+        return loss, term
+
+    looks = count()
+    monkeypatch.setattr(hidfd._Regions, "losses", watched)
+    monkeypatch.setattr("hydistill_edge.training.loop.time.monotonic", lambda: 0.01 * next(looks))
+    run(teacher, transfer, tmp_path, steps=100_000, max_seconds=2.0, regions=5.0)
+    assert weights[0] == pytest.approx(0, abs=1)
+    assert weights[-1] == pytest.approx(5)
 
 
 def tap(name: str, side: int, *, overwritten: bool = False) -> Tap:
