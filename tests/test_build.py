@@ -23,6 +23,7 @@ SUMMARY = {
     "teacher": dict,
     "student": dict,
     "transfer": dict,
+    "overlap": dict,
     "artifacts": list,
     "method_facts": dict,
     "wall_s": dict,

@@ -319,7 +319,7 @@ def test_keys_of_the_summary_are_those_of_its_page(ran: Callable[[str], Ran]) ->
     found = {path for path in paths_of(summary) if not path.startswith(inside)}
 
     assert sorted(found - told) == []
-    inner = {"wall_s", "peak_memory_mib", "artifacts[].gates", "student.gates"}
+    inner = {"wall_s", "peak_memory_mib", "artifacts[].gates", "student.gates", "overlap"}
     assert sorted(told - found - inner) == []
 
 
