@@ -220,7 +220,7 @@ def foreign_problems() -> Iterator[str]:
 def run_python(code: str, *arguments: str) -> str:
     """Run code in a fresh interpreter, in a folder that is not ours; return its stdout."""
     command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -30,7 +30,7 @@ needs_browser = pytest.mark.skipif(
 def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
     """Open a page; return the document after loading, and the lines of the console."""
     command = [str(BROWSER), *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
