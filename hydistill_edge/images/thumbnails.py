@@ -21,8 +21,7 @@ def thumbnails(images: NDArray[np.uint8], *, side: int = SIDE_PX) -> NDArray[np.
         Shape (N, at most side * side * C) float32, in levels from 0 to 255.
     """
     count, height, width, channels = images.shape
-    rows, columns = _starts(height, side), _starts(width, side)
-    area = _lengths(rows, height)[:, None] * _lengths(columns, width)
+    rows, columns, area = _blocks(height, width, side)
     found = np.empty((count, len(rows) * len(columns) * channels), np.float32)
     for start in range(0, count, _ROWS):
         part = images[start : start + _ROWS].astype(np.float32)
@@ -45,15 +44,17 @@ def block_shares(
         Shape (at most side * side * C,) float32; the sum is 1.
     """
     height, width = size
-    rows, columns = _starts(height, side), _starts(width, side)
-    area = _lengths(rows, height)[:, None] * _lengths(columns, width)
+    _, _, area = _blocks(height, width, side)
     shares = np.repeat(area.ravel() / (height * width * channels), channels)
     return shares.astype(np.float32)
 
 
-def _starts(length: int, side: int) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, length, min(side, length) + 1).astype(np.int64)[:-1])
-
-
-def _lengths(starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    return np.diff(starts, append=length)
+def _blocks(
+    height: int, width: int, side: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return where the blocks begin, down and across, and their areas in pixels."""
+    rows, columns = (
+        np.unique(np.linspace(0, length, min(side, length) + 1).astype(np.int64)[:-1])
+        for length in (height, width)
+    )
+    return rows, columns, np.diff(rows, append=height)[:, None] * np.diff(columns, append=width)
