@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hydistill_edge.calibration.choose import Choice, choose_covering
 from hydistill_edge.calibration.coverage import Activations, summarize
 from hydistill_edge.calibration.layer_quality import LayerMoments
-from hydistill_edge.calibration.partition import KEPT_SHARE, MOST_KEPT
+from hydistill_edge.calibration.partition import KEPT_SHARE, LEAST_KEPT, MOST_KEPT
 from hydistill_edge.calibration.quality import Quality, judge_quality
 from hydistill_edge.errors import RunDirectoryError
 from hydistill_edge.run_directory import read_json, write_bytes, write_json
@@ -66,7 +66,9 @@ def run(work: Work) -> None:
     recipe = work.recipe
     parts = [recipe.calibration.model_dump(), recipe.parity.model_dump(), recipe.seed]
     parts.append(recipe.to_dict()["images"]["synthetic"]["inversion"])
-    parts.append([KEPT_SHARE, MOST_KEPT])  # with another division, parity's images are others
+    parts.append(
+        [KEPT_SHARE, LEAST_KEPT, MOST_KEPT]
+    )  # with another division, parity's images are others
     work.run.folder_stage(
         "calibration",
         work.inputs(parts, after=("graph", "images")),
