@@ -66,9 +66,8 @@ def run(work: Work) -> None:
     recipe = work.recipe
     parts = [recipe.calibration.model_dump(), recipe.parity.model_dump(), recipe.seed]
     parts.append(recipe.to_dict()["images"]["synthetic"]["inversion"])
-    parts.append(
-        [KEPT_SHARE, LEAST_KEPT, MOST_KEPT]
-    )  # with another division, parity's images are others
+    # With another division, the images of parity are others.
+    parts.append([KEPT_SHARE, LEAST_KEPT, MOST_KEPT])
     work.run.folder_stage(
         "calibration",
         work.inputs(parts, after=("graph", "images")),
