@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hydistill_edge import __version__
+from hydistill_edge.atomic import write_text
 from hydistill_edge.errors import (
     MissingFileError,
     RunDirectoryError,
@@ -24,7 +25,7 @@ from hydistill_edge.errors import (
     UsageError,
 )
 from hydistill_edge.recipe import Recipe
-from hydistill_edge.run_directory import RunDirectory, read_json, write_json, write_text
+from hydistill_edge.run_directory import RunDirectory, read_json, write_json
 from hydistill_edge.stages import (
     bundle,
     calibration,

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hydistill_edge.atomic import write_text
 from hydistill_edge.build import Build, build
 from hydistill_edge.recipe import Recipe
-from hydistill_edge.run_directory import RunDirectory, digest_of, write_text
+from hydistill_edge.run_directory import RunDirectory, digest_of
 from hydistill_edge.stages.work import Report
 
 if TYPE_CHECKING:
@@ -89,10 +90,10 @@ def train_teacher(
     import torch.nn.functional as F
 
     from hydistill_edge.models.zoo import create_network
+    from hydistill_edge.seeding import seeded
 
     chance = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         network = create_network(TEACHER, classes=10, channels=1, size=(8, 8), width=1.0)
     network.train()
     pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD

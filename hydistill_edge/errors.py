@@ -172,9 +172,15 @@ def _translated(error: Exception) -> HydistillError | None:
     return _of_system(error) if isinstance(error, OSError) else None
 
 
+def is_full(error: Exception) -> bool:
+    """Return whether an error, Python's own or of a library that writes, means a full disk."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left" in str(error)
+
+
 def _of_system(error: OSError) -> HydistillError:
     """Say what the system refused; what a command foresees has a message of its own."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return NoSpaceError(
             f"no space left on the disk ({error}); what was finished before is kept: free some "
             "space and run the same command again"

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydistill_edge.atomic import write_text
 from hydistill_edge.build import (
     MEMBERS,
     SHARED,
@@ -35,7 +36,7 @@ from hydistill_edge.errors import (
 )
 from hydistill_edge.family import Family
 from hydistill_edge.family_summary import summarize
-from hydistill_edge.run_directory import RunDirectory, space_errors, write_json, write_text
+from hydistill_edge.run_directory import RunDirectory, write_json
 from hydistill_edge.stages import evaluation
 from hydistill_edge.stages.student import SMALL
 from hydistill_edge.stages.work import Report, Work, quiet
@@ -122,8 +123,7 @@ def build_family(
             return Build(path, {})
         summary = summarize(family, work, summaries, failures)
         write_json(path / "summary.json", summary)
-        with space_errors(path / REPORT):
-            write_family(summary, path / REPORT)
+        write_family(summary, path / REPORT)
         return Build(path, summary)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hydistill_edge.atomic import write_text
 from hydistill_edge.errors import MissingFileError, UsageError
 from hydistill_edge.images.sources import Kind, kind_of
 from hydistill_edge.models.architectures import build_network
@@ -20,7 +21,6 @@ from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.models.weights import read_weights
 from hydistill_edge.recipe import Recipe
-from hydistill_edge.run_directory import write_text
 from hydistill_edge.targets.profiles import load_profile
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from hydistill_edge import ed25519
+from hydistill_edge.atomic import write_text
 from hydistill_edge.errors import MissingFileError, SignatureError, UsageError
-from hydistill_edge.run_directory import write_json, write_text
+from hydistill_edge.run_directory import write_json
 
 PAYLOAD_TYPE = "application/vnd.hydistill.keys+json"
 MAX_BYTES = 16 * 2**20

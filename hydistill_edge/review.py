@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hydistill_edge.atomic import write_text
 from hydistill_edge.errors import MissingFileError, RunDirectoryError, UsageError
 from hydistill_edge.images.decisions import Decisions, read_decisions, write_decisions
 from hydistill_edge.images.deletion import Deleted, delete_images
 from hydistill_edge.images.provenance import HASH_PREFIX, exclusions_of
 from hydistill_edge.images.transfer_set import TransferSet
 from hydistill_edge.report.review_page import Group, Tile, picture, render_review
-from hydistill_edge.run_directory import RunDirectory, read_json, write_json, write_text
+from hydistill_edge.run_directory import RunDirectory, read_json, write_json
 
 FOLDER = "review"
 PAGE = "review.html"

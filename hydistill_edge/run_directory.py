@@ -8,7 +8,6 @@ Killing a build at any point loses at most the running stage.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -20,12 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hydistill_edge.atomic import PARTIAL_SUFFIX, space_errors, write_text
 from hydistill_edge.errors import MissingFileError, NoSpaceError, RunDirectoryError, UsageError
 from hydistill_edge.memory import begin_peak, gpu_peak_mib, resident_peak_mib
 
 LOCK_NAME = "run.lock"
 STAGES_FOLDER = "stages"
-PARTIAL_SUFFIX = ".partial"
 
 HISTORY_NAME = "history.json"
 """How a stage went, with wall times: kept whole like all else, but nothing is made from it."""
@@ -53,27 +52,6 @@ def write_json(path: Path, value: Any) -> None:
         NoSpaceError: the disk is full; the old file is untouched.
     """
     write_text(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text atomically; see `write_json`."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write bytes atomically; see `write_json`."""
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    with space_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
 
 
 def read_json(path: Path) -> Any:
@@ -104,20 +82,6 @@ def clear(folder: Path, *, keep: str = "") -> None:
             shutil.rmtree(leftover)
         else:
             leftover.unlink()
-
-
-@contextmanager
-def space_errors(path: Path) -> Iterator[None]:
-    """Translate "disk full" into `NoSpaceError`; other errors pass through."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError(
-                f"no space left while writing {path}; what was finished before is kept: "
-                "free some space and run the same command again"
-            ) from error
-        raise
 
 
 def _digest_of_outputs(names: Iterable[str], files: Iterable[Path]) -> str:

@@ -34,18 +34,20 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # Who may import whom inside the package. A row is a room (a folder or a module beside it), or
     # one file of a room, which then has its own row. Every room may import itself and `errors`.
     "errors": (),
+    "atomic": (),
+    "seeding": (),
     "objectives": (),
-    "training": ("objectives",),
-    "models": (),
-    "images": ("models",),
-    "synthesis": ("images", "objectives", "training", "models"),
+    "training": ("objectives", "atomic", "seeding"),
+    "models": ("atomic", "seeding"),
+    "images": ("models", "atomic"),
+    "synthesis": ("images", "objectives", "training", "models", "seeding"),
     "methods": TRAINING_SIDE,
     "targets": (),
     "calibration": ("targets.base",),  # graphs run through callables that are handed in
     "bundle": (),
     "tuning": ("calibration", "targets", "methods"),
     "ship": ("bundle",),
-    "report": (),  # reads the run directory's JSON
+    "report": ("atomic",),  # reads the run directory's JSON
     "device": (
         *(f"targets.{name}" for name in ("base", "parity", "latency", "gates", "profiles")),
         "targets.adapters",  # names the runner of each runtime, imported when it is opened
@@ -55,25 +57,41 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "images.resize",  # one resize for host and device
     ),
     # The modules beside the rooms put them together. The first seven know no room but each other.
-    "recipes": ("run_directory",),  # YAML files, and how to copy one
+    "recipes": ("atomic",),  # YAML files, and how to copy one
     "yaml_lines": (),
-    "run_directory": ("memory",),
+    "run_directory": ("memory", "atomic"),
     "memory": (),
     "ed25519": (),
     "metrics": (),
     "recipe": ("yaml_lines", "models.zoo", "targets.base", "targets.profiles"),
     "family": ("recipe", "yaml_lines"),
-    "stages": ("recipe", "run_directory", "metrics", *HOST_SIDE),
-    "build": ("recipe", "run_directory", "stages", *HOST_SIDE),
+    "stages": ("recipe", "run_directory", "atomic", "metrics", *HOST_SIDE),
+    "build": ("recipe", "run_directory", "atomic", "stages", *HOST_SIDE),
     "family_summary": ("family", "build", "recipe", "run_directory", "stages"),
-    "family_build": ("family", "family_summary", "build", "run_directory", "stages", "report"),
+    "family_build": (
+        "atomic",
+        "family",
+        "family_summary",
+        "build",
+        "run_directory",
+        "stages",
+        "report",
+    ),
     # What a command does beyond one call stands in a module of its own, not in cli.
-    "inspection": ("recipe", "run_directory", "images", "models", "targets.profiles"),
+    "inspection": ("recipe", "atomic", "images", "models", "targets.profiles"),
     "evaluation": ("recipe", "run_directory", "build", "stages", "metrics", "device", *HOST_SIDE),
     "profiling": ("recipe", "run_directory", "build", "stages", "bundle", "device", "targets"),
-    "review": ("run_directory", "images", "report"),
-    "key_sharing": ("ed25519", "run_directory", "methods"),
-    "demo": ("recipe", "run_directory", "build", "stages.work", *TRAINING_SIDE),
+    "review": ("run_directory", "atomic", "images", "report"),
+    "key_sharing": ("ed25519", "run_directory", "atomic", "methods"),
+    "demo": (
+        "seeding",
+        "recipe",
+        "run_directory",
+        "atomic",
+        "build",
+        "stages.work",
+        *TRAINING_SIDE,
+    ),
     "cli": (
         *("build", "ship", "device", "tuning", "recipe", "recipes", "family", "family_build"),
         *("demo", "inspection", "evaluation", "profiling", "review"),
@@ -102,6 +120,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         *TRAINING_SIDE,
         "targets.graph",
         "stages",
+        "seeding",
         "demo",
         "evaluation",
         "inspection",

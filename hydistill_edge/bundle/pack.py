@@ -40,7 +40,7 @@ from hydistill_edge.bundle.manifest import (
 )
 from hydistill_edge.bundle.provenance import PROVENANCE_NAME, statement_problems
 from hydistill_edge.bundle.strict_json import load_json, refuse
-from hydistill_edge.errors import BundleError, MissingFileError, NoSpaceError, UsageError
+from hydistill_edge.errors import BundleError, MissingFileError, NoSpaceError, UsageError, is_full
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 SUFFIX = ".hydistill"
 LABELS_NAME = "labels.txt"
 _MAX_TEXT_BYTES = 64 * 1024 * 1024
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def pack(contents: Mapping[str, bytes | Path] | Path, manifest: Manifest, out: Path) -> Path:
@@ -348,7 +347,7 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if is_full(error):
             raise NoSpaceError(
                 f"{out}: the disk is full; nothing was kept. Free some space and try again"
             ) from error

@@ -14,7 +14,6 @@ of its slot with the compensator added.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -26,7 +25,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hydistill_edge.errors import MissingFileError, NoSpaceError, ShapeError, TransferSetError
+from hydistill_edge.errors import (
+    MissingFileError,
+    NoSpaceError,
+    ShapeError,
+    TransferSetError,
+    is_full,
+)
 from hydistill_edge.images.safetensors_map import (
     BrokenSafetensorsError,
     SafetensorsMap,
@@ -327,7 +332,7 @@ class CompensatedSet:
             partial.rename(folder)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OSError) and is_full(error):
                 raise NoSpaceError(
                     f"{folder}: the disk is full; nothing was kept of this set; free some space "
                     "and run again"

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from hydistill_edge.atomic import replacing
 from hydistill_edge.errors import MissingFileError, UsageError
 
 Decision = Literal["accept", "reject", "delete"]
@@ -81,7 +82,10 @@ def write_decisions(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a CSV to fill in: `id`, an empty `decision`, and what else is told of each image."""
     entries = list(rows)
     columns = ["id", "decision", *(key for key in (entries[0] if entries else {}) if key != "id")]
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+    with (
+        replacing(path) as partial,
+        partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
+    ):
         writer = csv.DictWriter(stream, columns, restval="")
         writer.writeheader()
         writer.writerows(entries)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hydistill_edge.atomic import replacing
 from hydistill_edge.errors import RunDirectoryError
 from hydistill_edge.images.safetensors_map import (
     BrokenSafetensorsError,
@@ -177,7 +178,5 @@ def _weight_spread(disagreements: NDArray[np.float32]) -> dict[str, float]:
 def _replace(
     path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write beside the file and rename: a reader sees the old file or the whole new one."""
-    partial = path.with_name(path.name + ".partial")
-    write_safetensors(partial, tensors, metadata)
-    partial.replace(path)
+    with replacing(path) as partial:
+        write_safetensors(partial, tensors, metadata)

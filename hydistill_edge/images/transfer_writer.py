@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -16,7 +15,13 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hydistill_edge.errors import HydistillError, NoSpaceError, ShapeError, TransferSetError
+from hydistill_edge.errors import (
+    HydistillError,
+    NoSpaceError,
+    ShapeError,
+    TransferSetError,
+    is_full,
+)
 from hydistill_edge.images.content_hash import content_hashes
 from hydistill_edge.images.packed_strings import PackedStrings
 from hydistill_edge.images.safetensors_map import write_safetensors
@@ -36,8 +41,6 @@ from hydistill_edge.images.transfer_format import (
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class TransferSetWriter:
@@ -432,7 +435,7 @@ class TransferSetWriter:
             raise self._translated(error) from error
 
     def _translated(self, error: OSError) -> HydistillError:
-        if error.errno in _FULL:
+        if is_full(error):
             return NoSpaceError(
                 f"{self.folder}: the disk is full; nothing was kept of this transfer set; free "
                 "some space and run again"

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from hydistill_edge.errors import ShapeError, UsageError
+from hydistill_edge.seeding import seeded
 
 WIDTH = 128
 """Published width of queries and keys."""
@@ -64,9 +65,7 @@ class LayerAttention(nn.Module):
                 f"{width}; expected at least one of each"
             )
         self.width = width
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would seed CUDA's generators as well.
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             self.queries = nn.ModuleList(_embedding(size, width) for size in query_channels)
             self.keys = nn.ModuleList(_embedding(size, width) for size in key_channels)
             self.bilinear = _embedding(width, width * len(query_channels))

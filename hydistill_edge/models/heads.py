@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from hydistill_edge.seeding import seeded
 
 EMBEDDING = 128
 """Length of an embedding; the published width."""
@@ -21,9 +22,7 @@ class EmbeddingHead(nn.Module):
 
     def __init__(self, channels: int, *, embedding: int = EMBEDDING, seed: int = 0) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would seed CUDA's generators as well.
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             self.linear = nn.Linear(channels, embedding)
 
     def forward(self, vector: Tensor) -> Tensor:

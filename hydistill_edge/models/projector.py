@@ -21,6 +21,7 @@ from hydistill_edge.errors import MethodError, UsageError
 from hydistill_edge.models.anatomy import find_anatomy, probe_input
 from hydistill_edge.models.sizing import initialise
 from hydistill_edge.models.taps import eval_mode, list_taps, reading
+from hydistill_edge.seeding import seeded
 
 Kind = Literal["full", "depthwise", "pointwise"]
 
@@ -298,9 +299,7 @@ def assemble(cut: Cut, facts: Mapping[str, Any], *, classes: int, seed: int) -> 
     """
     channels = int(facts["teacher_channels"])
     height, width = facts["map_size"]
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would seed CUDA's generators as well.
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         projector = Projector(
             cut.channels,
             channels,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
+from hydistill_edge.atomic import write_bytes
 from hydistill_edge.errors import MissingFileError, TeacherError, UsageError
 from hydistill_edge.models.anatomy import (
     Anatomy,
@@ -29,6 +29,7 @@ from hydistill_edge.models.folding import PIXEL_CENTRE, PIXEL_SCALE, InputPlan, 
 from hydistill_edge.models.pixels import InputSpec, adapt_pixels
 from hydistill_edge.models.taps import eval_mode
 from hydistill_edge.models.weights import digest_weights, load_into, read_weights
+from hydistill_edge.seeding import seeded
 
 SCHEMA_VERSION = 1
 WEIGHTS_FILE = "student.safetensors"
@@ -107,9 +108,7 @@ class Student(nn.Module):
         name = architecture if ":" in architecture else f"zoo:{architecture}"
         if not name.startswith("zoo:"):
             raise UsageError(f'student "{architecture}": expected a network of the zoo, "zoo:NAME"')
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would seed CUDA's generators as well.
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             network = build_network(
                 name, classes=len(classes), channels=channels, size=size, options={"width": width}
             )
@@ -261,8 +260,8 @@ class Student(nn.Module):
         )
         model = _onnx_bytes(self.network)
         if model is not None:
-            _write(folder / ONNX_FILE, model)
-        _write(folder / WEIGHTS_FILE, weights)
+            write_bytes(folder / ONNX_FILE, model)
+        write_bytes(folder / WEIGHTS_FILE, weights)
         description = {
             "schema_version": SCHEMA_VERSION,
             "architecture": self.architecture,
@@ -280,7 +279,7 @@ class Student(nn.Module):
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
         }
         text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-        _write(folder / DESCRIPTION_FILE, text.encode())
+        write_bytes(folder / DESCRIPTION_FILE, text.encode())
 
     @staticmethod
     def load(folder: Path, *, architecture: str | None = None, base: Path | None = None) -> Student:
@@ -404,16 +403,3 @@ def _load_onnx(path: Path) -> nn.Module:
     from hydistill_edge.models.onnx_network import load_onnx
 
     return load_onnx(path)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file in one step: whole, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

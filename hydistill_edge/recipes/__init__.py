@@ -6,8 +6,8 @@ import difflib
 from importlib import resources
 from pathlib import Path
 
+from hydistill_edge.atomic import write_text
 from hydistill_edge.errors import UsageError
-from hydistill_edge.run_directory import write_text
 
 
 def list_recipes() -> dict[str, str]:

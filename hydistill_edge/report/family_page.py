@@ -7,10 +7,11 @@ from pathlib import Path
 from markupsafe import Markup
 
 from hydistill_edge import __version__
+from hydistill_edge.atomic import write_text
 from hydistill_edge.report.family_data import Family, Student
 from hydistill_edge.report.family_figures import score_by_cost
 from hydistill_edge.report.family_reading import read_family
-from hydistill_edge.report.html import Note, environment, write_page
+from hydistill_edge.report.html import Note, environment
 from hydistill_edge.report.values import Json
 from hydistill_edge.report.wording import (
     listing,
@@ -29,7 +30,8 @@ def write_family(summary: Json, out: Path) -> Path:
         summary: summary.json of all of them; any of its values may be missing.
         out: the file; the links lead from its folder.
     """
-    return write_page(render_family(read_family(summary)), out)
+    write_text(out, render_family(read_family(summary)))
+    return out
 
 
 def render_family(family: Family) -> str:

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hydistill_edge import __version__
+from hydistill_edge.atomic import write_text
 from hydistill_edge.report import figures, method_figures, wording
 from hydistill_edge.report.calibration_data import CalibrationSet, Quality
 from hydistill_edge.report.calibration_figures import MAX_RANGES, range_comparison
@@ -59,15 +60,8 @@ def write_report(run_directory: Path, out: Path | None = None) -> Path:
         MissingFileError: there is no such folder.
         RunDirectoryError: the folder holds none of a run's files.
     """
-    page = render(read_run(run_directory))
-    return write_page(page, out if out is not None else run_directory / REPORT)
-
-
-def write_page(page: str, path: Path) -> Path:
-    """Write a page, whole or not at all; return the file."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    path = out if out is not None else run_directory / REPORT
+    write_text(path, render(read_run(run_directory)))
     return path
 
 

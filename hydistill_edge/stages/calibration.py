@@ -13,13 +13,14 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from hydistill_edge.atomic import write_bytes
 from hydistill_edge.calibration.choose import Choice, choose_covering
 from hydistill_edge.calibration.coverage import Activations, summarize
 from hydistill_edge.calibration.layer_quality import LayerMoments
 from hydistill_edge.calibration.partition import KEPT_SHARE, LEAST_KEPT, MOST_KEPT
 from hydistill_edge.calibration.quality import Quality, judge_quality
 from hydistill_edge.errors import RunDirectoryError
-from hydistill_edge.run_directory import read_json, write_bytes, write_json
+from hydistill_edge.run_directory import read_json, write_json
 from hydistill_edge.stages.images import MAX_REFERENCE, MIN_REFERENCE
 from hydistill_edge.stages.logits import network_logits
 from hydistill_edge.stages.moments import layer_moments, moment_score

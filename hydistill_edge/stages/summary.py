@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from hydistill_edge.run_directory import read_json, space_errors, write_bytes, write_text
+from hydistill_edge.atomic import space_errors, write_bytes, write_text
+from hydistill_edge.run_directory import read_json
 from hydistill_edge.stages import artifacts, evaluation
 from hydistill_edge.stages.artifacts import Built
 from hydistill_edge.stages.method_facts import method_facts

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hydistill_edge.errors import UsageError
 from hydistill_edge.models.sizing import CHANNEL_STEP
 from hydistill_edge.models.teacher import Teacher
+from hydistill_edge.seeding import seeded
 from hydistill_edge.synthesis.gan_images import to_pixels
 from hydistill_edge.synthesis.spectral_norm import spectral_norm
 
@@ -142,9 +143,7 @@ class GanGenerator(nn.Module):
         self.size = size
         self.start = (-(-size[0] // 2**steps), -(-size[1] // 2**steps))
         widths = [base * multiplier for multiplier in generator_multipliers(steps)]
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would seed CUDA's generators as well.
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             self.first = nn.Linear(NOISE, widths[0] * self.start[0] * self.start[1])
             self.blocks = nn.ModuleList(
                 UpBlock(before, after, classes) for before, after in pairwise(widths)
@@ -256,8 +255,7 @@ class Discriminator(nn.Module):
     ) -> None:
         super().__init__()
         base = base_width(size) if base is None else base
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             blocks, before = [], channels
             for index, (multiplier, pools) in enumerate(discriminator_plan(halvings(size))):
                 after = base * multiplier

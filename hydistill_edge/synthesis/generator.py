@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hydistill_edge.seeding import seeded
 from hydistill_edge.synthesis.canvas import Canvas
 
 CODE = 64
@@ -40,8 +41,7 @@ class Generator(nn.Module):
         height, breadth = canvas.size
         self.sizes = [(-(-height // part), -(-breadth // part)) for part in (4, 2, 1)]
         self.low, self.high = ((end - canvas.mean) / canvas.std for end in (0.0, 1.0))
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             base = self.sizes[0][0] * self.sizes[0][1]
             self.first = nn.Linear(CODE, 2 * width * base)
             self.layers = nn.ModuleList(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hydistill_edge.errors import NoSpaceError, RunDirectoryError
+from hydistill_edge.atomic import replacing
+from hydistill_edge.errors import RunDirectoryError
 
 SCHEMA_VERSION = 1
 _HEADER = "training"
@@ -40,26 +39,13 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         NoSpaceError: the disk is full; the old file is untouched.
     """
     values = {"schema_version": SCHEMA_VERSION, **checkpoint.values}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     # Tensors that share memory (tied weights) are refused by the format; copies are not.
     tensors = {
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in checkpoint.tensors.items()
     }
-    try:
+    with replacing(path) as partial:
         save_file(tensors, partial, metadata={_HEADER: json.dumps(values)})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        if _is_full(error):
-            raise NoSpaceError(
-                f"the disk is full: the checkpoint {path} could not be written; free some space "
-                "and run the same command again, it goes on from the last checkpoint"
-            ) from error
-        raise
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
@@ -85,8 +71,3 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
             f"{SCHEMA_VERSION}: delete it to start this training from the beginning"
         )
     return Checkpoint(tensors, values)
-
-
-def _is_full(error: BaseException) -> bool:
-    number = getattr(error, "errno", None)
-    return number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)

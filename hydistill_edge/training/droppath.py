@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from hydistill_edge.errors import UsageError
+from hydistill_edge.seeding import seeded
 from hydistill_edge.training.blocks import Blocks, Bypass, find_blocks, trace
 
 
@@ -124,8 +125,7 @@ class DroppedPaths(nn.Module):
         super().__init__()
         graph = trace(network, example)
         self.blocks: Blocks = find_blocks(graph)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             self.units = nn.ModuleList(
                 [
                     *(DropPath() for _ in self.blocks.branches),
