@@ -194,20 +194,63 @@ def mixup(
 
     Source: Zhang et al. 2018, arXiv:1710.09412; one share per pair, unless asked otherwise.
     """
+    lam, permutation = _pairs(images, alpha=alpha, generator=generator, shared=shared)
+    weight = lam.to(images.dtype)[:, None, None, None]
+    return Mixed(torch.lerp(images[permutation], images, weight), lam, permutation)
+
+
+def cutmix(images: Tensor, *, alpha: float, generator: torch.Generator) -> Mixed:
+    """Put a box of another image of the batch into every image, of an area from Beta(alpha, alpha).
+
+    Args:
+        images: shape (N, C, H, W) float in [0, 1].
+        alpha: above 0; 1 makes all areas alike.
+        generator: on any device.
+
+    Returns:
+        The images; `lam` is the share of pixels that stayed, since a box at the border is cut.
+
+    Raises:
+        UsageError: alpha is not above 0.
+        ShapeError: not a batch of float images.
+
+    Source: Yun et al. 2019, arXiv:1905.04899; one box per pair.
+    """
+    lam, permutation = _pairs(images, alpha=alpha, generator=generator)
+    height, width = images.shape[2:]
+    side = (1.0 - lam).sqrt()
+    places = torch.rand((2, len(images)), generator=generator, device=generator.device)
+    rows = _covered(places[0].to(images.device), side, height)
+    columns = _covered(places[1].to(images.device), side, width)
+    box = rows[:, :, None] & columns[:, None, :]
+    mixed = torch.where(box[:, None], images[permutation], images)
+    return Mixed(mixed, 1.0 - box.float().mean((1, 2)), permutation)
+
+
+def _pairs(
+    images: Tensor, *, alpha: float, generator: torch.Generator, shared: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return shares and permutation as in `Mixed`, for images that may be blended."""
     if not alpha > 0:
-        raise UsageError(f"mixup alpha {alpha}; expected above 0")
+        raise UsageError(f"mixing alpha {alpha}; expected above 0")
     _check_batch(images)
     if images.dtype == torch.uint8:
-        raise ShapeError("mixup blends float images; got uint8")
+        raise ShapeError("mixing blends float images; got uint8")
     count = len(images)
     permutation = torch.randperm(count, generator=generator, device=generator.device)
     # torch has no Beta distribution that takes a generator; NumPy's is seeded from ours
     seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
     shares = np.random.default_rng(int(seed)).beta(alpha, alpha, 1 if shared else count)
     lam = torch.from_numpy(shares).float().to(images.device).expand(count)
-    permutation = permutation.to(images.device)
-    weight = lam.to(images.dtype)[:, None, None, None]
-    return Mixed(torch.lerp(images[permutation], images, weight), lam, permutation)
+    return lam, permutation.to(images.device)
+
+
+def _covered(place: Tensor, share: Tensor, size: int) -> Tensor:
+    """Return which of `size` places lie within a stretch around a random one, shape (N, size)."""
+    length = (share * size).round().long()
+    first = (place * size).long() - length // 2
+    distance = torch.arange(size, device=place.device) - first[:, None]
+    return (distance >= 0) & (distance < length[:, None])
 
 
 def _check_batch(images: Tensor) -> None:

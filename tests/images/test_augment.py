@@ -18,6 +18,7 @@ from hydistill_edge.images.augment import (
     OPERATIONS,
     Augment,
     AugmentSettings,
+    cutmix,
     draw_operations,
     mixup,
 )
@@ -293,6 +294,36 @@ def test_mixup_shares_have_the_variance_of_beta_when_many_are_drawn() -> None:
     lam = mixup(torch.zeros(5000, 1, 1, 1), alpha=0.5, generator=generator()).lam
     assert lam.mean() == pytest.approx(0.5, abs=0.02)
     assert lam.var() == pytest.approx(0.125, abs=0.01)  # 1 / (4 (2 alpha + 1))
+
+
+def test_cutmix_takes_boxes_and_tells_the_share_that_stayed() -> None:
+    images = torch.arange(6).float().div(6)[:, None, None, None].expand(6, 3, 12, 10).contiguous()
+    mixed = cutmix(images, alpha=1.0, generator=generator())
+    other = images[mixed.permutation]
+    stayed = mixed.images == images
+    assert ((mixed.images == other) | stayed).all()
+    for row in range(6):
+        if mixed.permutation[row] == row:
+            continue
+        places = (~stayed[row, 0]).nonzero()
+        assert mixed.lam[row] == pytest.approx(1 - len(places) / 120)
+        if len(places):
+            top, left = places.amin(0).tolist()
+            bottom, right = places.amax(0).tolist()
+            assert len(places) == (bottom + 1 - top) * (right + 1 - left)
+
+
+def test_cutmix_boxes_have_the_drawn_areas_when_none_is_cut_off() -> None:
+    lam = cutmix(torch.zeros(4000, 1, 40, 40), alpha=1.0, generator=generator()).lam
+    # Mean area of a box around any place, cut at the border: E[(s - s^2 / 4)^2], s = sqrt(uniform).
+    assert 1 - lam.mean().item() == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=0.01)
+    assert lam.min() < 0.1
+    assert lam.max() > 0.99
+
+
+def test_cutmix_repeats_when_the_seed_does() -> None:
+    first, second = (cutmix(batch(), alpha=1.0, generator=generator(5)) for _ in range(2))
+    assert torch.equal(first.images, second.images)
 
 
 def test_mixup_is_refused_when_alpha_is_zero() -> None:
