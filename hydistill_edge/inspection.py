@@ -252,6 +252,15 @@ def _relative(path: Path, base: Path) -> str:
     return os.path.relpath(path.absolute(), base.absolute())
 
 
+def _zoo_student(shape: Mapping[str, Any]) -> list[str]:
+    small = max(shape["height"], shape["width"]) <= SMALL_INPUT
+    return [
+        "  # hydistill inspect and the documentation of the zoo list more, from tiny to middling.",
+        f"  architecture: {'resnet8' if small else 'mobilenet_v2'}",
+        f"  width: {1.0 if small else 0.5}",
+    ]
+
+
 def _recipe_text(
     out: Path,
     weights: Path,
@@ -310,16 +319,22 @@ def _recipe_text(
             "  # real:",
             "  #   - {kind: folder, path: pilot}",
         ]
-    small = max(shape["height"], shape["width"]) <= SMALL_INPUT
+    if architecture is not None and facts["batch_norms"]:
+        student = [
+            "  # The teacher with fewer channels: it keeps what it knows. Or a network of the zoo,",
+            "  # see docs/recipe.md: {architecture: mobilenet_v2, width: 0.5}.",
+            "  architecture: slimmed",
+            "  macs_share: 0.25  # of the teacher's multiply-accumulates, at most",
+        ]
+    else:
+        student = _zoo_student(shape)
     lines += [
         "  synthetic:",
         f"    count: {max(2048, 8 * len(facts['classes']))}  # made from the teacher alone",
         "",
         "method: kd",
         "student:",
-        "  # hydistill inspect and the documentation of the zoo list more, from tiny to middling.",
-        f"  architecture: {'resnet8' if small else 'mobilenet_v2'}",
-        f"  width: {1.0 if small else 0.5}",
+        *student,
         "",
         "targets:",
     ]

@@ -244,13 +244,29 @@ class ImageSection(Section):
     synthetic: Synthetic = Synthetic()
 
 
+SLIMMED = "slimmed"
+"""As a student's architecture: the teacher with fewer channels."""
+
+DEFAULT_SHARE = 0.25
+"""What a slimmed teacher keeps of its multiply-accumulates unless the recipe says otherwise."""
+
+
 class Student(Section):
     """The network to train, or (method none) the user's own trained one."""
 
     architecture: str | None = Field(
-        default=None, description="Zoo name; with weights: as for the teacher."
+        default=None,
+        description="Zoo name, or slimmed: the teacher itself with fewer channels, which starts "
+        "from what the teacher knows. With weights: as for the teacher.",
     )
     width: float = Field(default=1.0, gt=0, le=4, description="Width multiplier of a zoo network.")
+    macs_share: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Only for slimmed: multiply-accumulates over those of the teacher, at most; "
+        "0.25 where it is not given.",
+    )
     weights: str | None = Field(default=None, description="Only with method none.")
     options: dict[str, Any] = Field(
         default_factory=dict, description="Only with weights: as for the teacher."
@@ -262,6 +278,10 @@ class Student(Section):
         "int8, but not exact at the image border; the error is measured and stated.",
     )
     classes: ClassNames | None = Field(default=None, description="Only where there is no teacher.")
+
+    def share(self) -> float:
+        """Return what a slimmed teacher keeps of its multiply-accumulates."""
+        return self.macs_share or DEFAULT_SHARE
 
 
 class Target(Section):
@@ -539,7 +559,7 @@ class Recipe(Section):
                     ("student", "weights"),
                     f"method {self.method} trains a new student: remove weights or use none",
                 )
-            yield from self._zoo_problems()
+            yield from self._student_problems()
         if own and self.student.input is None:
             yield ("student",), "own weights need student.input (size, channels, mean, std)"
         if own and self.teacher is None and self.student.classes is None:
@@ -553,17 +573,42 @@ class Recipe(Section):
         if self.student.classes and self.teacher and self.student.classes != self.teacher.classes:
             yield ("student", "classes"), "differ from the teacher's: remove them"
 
-    def _zoo_problems(self) -> Iterator[tuple[KeyPath, str]]:
+    def _student_problems(self) -> Iterator[tuple[KeyPath, str]]:
         from hydistill_edge.models.zoo import ZOO
 
         name = self.student.architecture
+        if name == SLIMMED:
+            yield from self._slimmed_problems()
+            return
+        if self.student.macs_share is not None:
+            yield (
+                ("student", "macs_share"),
+                "only for architecture slimmed; give width",
+            )
         if name is None:
-            yield ("student",), f"architecture is missing; the zoo has {', '.join(sorted(ZOO))}"
+            yield (
+                ("student",),
+                f"architecture is missing; {SLIMMED}, or of the zoo: {', '.join(sorted(ZOO))}",
+            )
         elif name.removeprefix("zoo:") not in ZOO:
             known = ", ".join(sorted(ZOO))
             close = difflib.get_close_matches(name, ZOO, n=1)
             hint = f' (did you mean "{close[0]}"?)' if close else ""
-            yield ("student", "architecture"), f'"{name}" is not in the zoo{hint}; it has {known}'
+            yield (
+                ("student", "architecture"),
+                f'"{name}" is not in the zoo{hint}; it has {known}; or {SLIMMED}, for the teacher '
+                "with fewer channels",
+            )
+
+    def _slimmed_problems(self) -> Iterator[tuple[KeyPath, str]]:
+        if "width" in self.student.model_fields_set:
+            yield ("student", "width"), "only for a zoo network; slimmed takes macs_share"
+        if self.teacher is not None and self.teacher.weights.lower().endswith(".onnx"):
+            yield (
+                ("student", "architecture"),
+                "slimmed takes channels out of a PyTorch network, and an .onnx file's graph is "
+                "fixed: name a network of the zoo",
+            )
 
     def _image_problems(self) -> Iterator[tuple[KeyPath, str]]:
         classes = self.class_names()

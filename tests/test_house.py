@@ -126,6 +126,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "inspection",
     ),
     "torchvision": ("models", "images"),
+    "torch_pruning": ("models.slimming",),
     "sklearn": ("demo", "metrics", "methods"),
     "matplotlib": ("report.*figures", "report.drawing"),
     "jinja2": ("report.html", "report.review_page", "bundle"),

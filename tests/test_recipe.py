@@ -54,6 +54,9 @@ CASES = [
     Broken("size with a unit", "height: 32", "height: 32px", ("line 6", "32px")),
     Broken("percent for a fraction", "student:", "gates: {student_agreement: 95}\nstudent:", ("line 7", "write 0.95")),
     Broken("unknown network", "architecture: resnet8", "architecture: resnet9x", ("line 8", 'mean "resnet9"')),
+    Broken("share of a zoo network", "architecture: resnet8", "architecture: resnet8\n  macs_share: 0.5", ("line 9: student.macs_share", "only for architecture slimmed")),
+    Broken("width of a slimmed teacher", "architecture: resnet8", "architecture: slimmed\n  width: 0.5", ("line 9: student.width", "macs_share")),
+    Broken("share above one", "architecture: resnet8", "architecture: slimmed\n  macs_share: 25", ("line 9: student.macs_share", "less than 1")),
     Broken("unknown device", "x86-vnni", "x86-vnnni", ("line 10", "x86-vnni")),
     Broken("precision the device lacks", "[fp32, int8]", "[fp16]", ("line 10", "not in fp16")),
     Broken("target the device lacks", "onnxruntime, device: x86-vnni", "tensorrt, device: x86-vnni", ("does not run tensorrt",)),
@@ -83,6 +86,12 @@ CASES = [
     Broken("object tag", "name: widgets", "name: !!python/object/apply:os.system [ls]", ("line 1",)),
     Broken("wrong type", "  architecture: resnet8", "  - resnet8", ("student",)),
 ]  # fmt: skip
+
+
+def test_slimmed_student_of_an_onnx_teacher_is_refused() -> None:
+    text = GOOD.replace("  architecture: torchvision:resnet18\n", "").replace("resnet8", "slimmed")
+    with pytest.raises(RecipeError, match=r"line 7: student\.architecture.*graph is fixed"):
+        Recipe.parse(text.replace("teacher.safetensors", "teacher.onnx"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

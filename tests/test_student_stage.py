@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hydistill_edge.build import build
+from hydistill_edge.errors import UsageError
 from hydistill_edge.methods.distilled import Distilled
 from hydistill_edge.models.student import Student
-from hydistill_edge.recipe import METHODS
+from hydistill_edge.recipe import METHODS, Recipe
 from hydistill_edge.stages import student as stage
 
 
@@ -35,6 +37,33 @@ def test_every_method_of_the_table_can_be_called_alike(name: str) -> None:
     asked = list(distill.__annotations__)
     assert {"teacher", "student", "transfer", "settings"} <= set(asked[:4])
     assert {"workdir", "seed", "device", "progress"} <= set(asked)
+
+
+def test_slimmed_student_runs_everything_after_training_when_its_code_is_a_file(
+    quick: None, tiny_inputs: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(
+        "from hydistill_edge.models.zoo import create_network\n\n"
+        "def build(width):\n"
+        "    return create_network('resnet8', classes=4, channels=1, size=(8, 8), width=width)\n"
+    )
+    teacher = {"architecture": "net.py:build", "options": {"width": 0.25}}
+    student = {"architecture": "slimmed", "macs_share": 0.6, "width": None}
+    path = tiny_inputs.recipe(tmp_path / "recipe.yaml", teacher=teacher, student=student)
+    result = build(Recipe.load(path), out=tmp_path / "run")
+    assert result.summary["student"]["arch"].startswith("slimmed:")
+    assert result.summary["student"]["macs"] <= 0.6 * result.summary["teacher"]["macs"]
+    assert len(list((result.path / "bundle").iterdir())) == 1
+
+
+def test_teacher_that_cannot_lose_so_many_channels_is_refused_before_images_are_made(
+    tiny_inputs: Any, tmp_path: Path
+) -> None:
+    student = {"architecture": "slimmed", "macs_share": 0.0001, "width": None}
+    path = tiny_inputs.recipe(tmp_path / "recipe.yaml", student=student)
+    with pytest.raises(UsageError, match=r"macs_share 0\.0001.*comes down to"):
+        build(Recipe.load(path), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "transfer").exists()
 
 
 def test_documents_of_a_method_lie_beside_its_student(

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from hydistill_edge.errors import UsageError
-from hydistill_edge.images.augment import Augment, AugmentSettings, mixup
+from hydistill_edge.images.augment import Augment, AugmentSettings, Mixed, cutmix, mixup
 from hydistill_edge.images.transfer_set import TransferSet
 from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint
 from hydistill_edge.methods.pool import Draws, Pool, is_real, judge_on, split
@@ -48,6 +48,10 @@ from hydistill_edge.objectives.logits import kd_kl, kd_kl_mixed
 from hydistill_edge.training.loop import Plan, Progress, train
 from hydistill_edge.training.optimizers import OptimizerName
 from hydistill_edge.training.precision import Precision
+
+FRESH_RATE = 0.1
+SLIMMED_RATE = 0.03
+"""Peaks of the schedule: for fresh weights, and for a student that starts from the teacher's."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class KDSettings:
         batch: images per step.
         temperature: softening of both sides, T > 0.
         optimizer: `sgd` (Nesterov), `adamw` or `lion`.
-        learning_rate: peak of the schedule.
+        learning_rate: peak of the schedule; None for 0.1, and for 0.03 where the student is the
+            teacher slimmed, which a larger one makes forget.
         schedule: `one_cycle`, `cosine`, `multi_step`, `warm_cosine` or `periodic`.
         weight_decay: of weights; biases and norms have none.
         real_share: share of real images in each batch, in [0, 1]; None for their share in the set.
@@ -68,7 +73,8 @@ class KDSettings:
             takes the logits of the transfer set, which cost nothing and are right for mild
             augmentation only.
         mixup_share: share of the batches in which images are blended in pairs.
-        mixup_alpha: of the Beta distribution of the shares of a pair.
+        cutmix_share: share of the batches in which each image gets a box of another one.
+        mixup_alpha: of the Beta distribution of the shares of a pair, and of the boxes' areas.
         flip: mirror half of the images. Wrong where left and right differ in meaning, as in
             digits and text.
         augment: strengths in full; None for a crop by an eighth of the side, a cutout of a quarter,
@@ -88,12 +94,13 @@ class KDSettings:
     batch: int = 250
     temperature: float = 4.0
     optimizer: OptimizerName = "sgd"
-    learning_rate: float = 0.1
+    learning_rate: float | None = None
     schedule: str = "one_cycle"
     weight_decay: float = 5e-4
     real_share: float | None = None
     teacher_view: Literal["augmented", "stored"] = "augmented"
     mixup_share: float = 0.5
+    cutmix_share: float = 0.0
     mixup_alpha: float = 1.0
     flip: bool = True
     augment: AugmentSettings | None = None
@@ -124,6 +131,11 @@ class KDSettings:
             problems.append(f'teacher_view "{self.teacher_view}"; expected "augmented" or "stored"')
         if not 0 <= self.mixup_share <= 1:
             problems.append(f"mixup_share is {self.mixup_share}; expected a share in [0, 1]")
+        if not 0 <= self.cutmix_share <= 1 - self.mixup_share:
+            problems.append(
+                f"cutmix_share is {self.cutmix_share}; expected a share in [0, 1], together with "
+                "mixup_share at most 1"
+            )
         if not self.mixup_alpha > 0:
             problems.append(f"mixup_alpha is {self.mixup_alpha}; expected more than 0")
         if not 0 < self.holdout < 1:
@@ -134,9 +146,28 @@ class KDSettings:
             problems.append(str(error).removeprefix("training plan: "))
         return problems
 
-    def plan(self) -> Plan:
-        """Return what the training loop needs of this."""
-        return Plan.of(self)
+    def plan(self, learning_rate: float = FRESH_RATE) -> Plan:
+        """Return what the training loop needs of this.
+
+        Args:
+            learning_rate: where the settings leave it to the student.
+        """
+        rate = learning_rate if self.learning_rate is None else self.learning_rate
+        return Plan.of(self, learning_rate=rate)
+
+    def blend(self, images: Tensor, draw: float, generator: torch.Generator) -> Mixed | None:
+        """Return the batch with its images blended in pairs, or None where it stays as it is.
+
+        Args:
+            images: shape (N, C, H, W) float in [0, 1].
+            draw: uniform in [0, 1), which decides for the whole batch.
+            generator: of pairs and shares.
+        """
+        if draw < self.mixup_share:
+            return mixup(images, alpha=self.mixup_alpha, generator=generator)
+        if draw < self.mixup_share + self.cutmix_share:
+            return cutmix(images, alpha=self.mixup_alpha, generator=generator)
+        return None
 
     def augmentation(self, size: tuple[int, int]) -> AugmentSettings:
         """Return the strengths for images of a size (height, width)."""
@@ -188,9 +219,8 @@ def distill(
     def batch_loss(network: nn.Module, step: int) -> Tensor:
         indices = draws.at(step)
         images = augment(pool.images(indices), generator=generator)
-        mixed = None
-        if np.random.default_rng([seed, step]).random() < settings.mixup_share:
-            mixed = mixup(images, alpha=settings.mixup_alpha, generator=generator)
+        mixed = settings.blend(images, np.random.default_rng([seed, step]).random(), generator)
+        if mixed is not None:
             images = mixed.images
         images = images.contiguous(memory_format=torch.channels_last)
         logits: Tensor = network(images)
@@ -213,7 +243,7 @@ def distill(
         student,
         batch_loss,
         judge_on(pool, held_out, is_real(transfer), settings.batch),
-        settings.plan(),
+        settings.plan(SLIMMED_RATE if student.is_slimmed else FRESH_RATE),
         generators={"batch": generator},
         folder=workdir,
         fingerprint=fingerprint(teacher, student, transfer, settings, seed),

@@ -46,7 +46,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hydistill_edge.errors import MethodError
-from hydistill_edge.images.augment import Augment, AugmentSettings, mixup
+from hydistill_edge.images.augment import Augment, AugmentSettings
 from hydistill_edge.images.transfer_set import Indices, TransferSet
 from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint
 from hydistill_edge.methods.kd import KDSettings
@@ -332,8 +332,9 @@ def distill(
 
     def batch_loss(_network: nn.Module, step: int) -> Tensor:
         images = augment(pool.images(draws.at(step)), generator=generator)
-        if np.random.default_rng([seed, step]).random() < settings.mixup_share:
-            images = mixup(images, alpha=settings.mixup_alpha, generator=generator).images
+        mixed = settings.blend(images, np.random.default_rng([seed, step]).random(), generator)
+        if mixed is not None:
+            images = mixed.images
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             seen = teacher.features(images, layers.teacher_taps)

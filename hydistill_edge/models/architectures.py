@@ -2,7 +2,8 @@
 
 `zoo:resnet18`, `torchvision:regnet_y_400mf`, or `path/my_net.py:build`, a factory function in the
 user's own file. `projected:` in front of any of them is that network with a projector and its
-teacher's classifier in place of its own last layers; `models.projected` makes these.
+teacher's classifier in place of its own last layers; `models.projected` makes these. `slimmed:` in
+front is that network with fewer channels; `models.slimming` makes these.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from torch import nn
 
 from hydistill_edge.errors import HydistillError, MissingFileError, TeacherError, UsageError
 from hydistill_edge.models.projector import build_projected
+from hydistill_edge.models.thinning import thin
 from hydistill_edge.models.zoo import create_network
+
+FORM_PREFIXES = ("projected:", "slimmed:")
+"""In front of an architecture's name: what our own code does with the network."""
 
 FORMS = '"zoo:NAME", "torchvision:NAME" or "my_net.py:FACTORY"'
 
@@ -69,6 +74,13 @@ def build_network(
                 backbone, arguments, classes=classes, channels=channels, size=size
             ),
         )
+    if kind == "slimmed":
+        inner = arguments.pop("network", None)
+        layers = arguments.pop("layers", {})
+        whole = build_network(
+            name, classes=classes, channels=channels, size=size, options=inner, base=base
+        )
+        return thin(whole, layers)
     file, separator, factory = architecture.rpartition(":")
     if not separator or not file.endswith(".py") or not factory.isidentifier():
         raise UsageError(f'architecture "{architecture}" has no known form: expected {FORMS}')

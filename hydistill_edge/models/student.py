@@ -23,7 +23,7 @@ from hydistill_edge.models.anatomy import (
     probe_input,
     read_features,
 )
-from hydistill_edge.models.architectures import build_network, is_code
+from hydistill_edge.models.architectures import FORM_PREFIXES, build_network, is_code
 from hydistill_edge.models.counting import Size, count
 from hydistill_edge.models.folding import PIXEL_CENTRE, PIXEL_SCALE, InputPlan, arrange, take_over
 from hydistill_edge.models.pixels import InputSpec, adapt_pixels
@@ -225,6 +225,11 @@ class Student(nn.Module):
         return {tap.name: tap.shape for tap in self.anatomy().taps}
 
     @property
+    def is_slimmed(self) -> bool:
+        """Whether it is a teacher with fewer channels, which training must not make forget."""
+        return "layers" in self.options
+
+    @property
     def digest(self) -> str:
         """The sha256 (hex) of the weights as they are now."""
         return digest_weights(self.network)
@@ -342,7 +347,7 @@ def _rebuild(
                 f'runs: name it, Student.load(..., architecture="{name}")'
             )
         network = build_network(
-            architecture if is_code(name) and architecture is not None else name,
+            _with_code(name, architecture),
             classes=len(description["classes"]),
             channels=plan.network_channels,
             size=size,
@@ -367,6 +372,17 @@ def _rebuild(
     )
     student.eval()
     return student
+
+
+def _with_code(name: str, given: str | None) -> str:
+    """Return the stored name with the Python file that the caller gave in place of the stored."""
+    if given is None or not is_code(name):
+        return name
+    prefixes, rest = "", name
+    while rest.startswith(FORM_PREFIXES):
+        prefix, _, rest = rest.partition(":")
+        prefixes += f"{prefix}:"
+    return given if given.startswith(FORM_PREFIXES) else prefixes + given
 
 
 def _read_description(path: Path) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Teacher(nn.Module):
         spec: what the network expects.
         classes: names, one per logit.
         architecture: as it was named.
+        options: keyword arguments of the architecture's factory.
         digest: sha256 (hex) of the weights.
         shares_classifier: whether classifier(gap(final_map)) equals the logits; methods that
             share the classifier need it.
@@ -49,6 +50,7 @@ class Teacher(nn.Module):
         classes: Sequence[str],
         spec: InputSpec,
         architecture: str,
+        options: Mapping[str, Any] | None = None,
         note: str = "",
     ) -> None:
         super().__init__()
@@ -59,6 +61,7 @@ class Teacher(nn.Module):
         self.spec = spec
         self.classes = tuple(classes)
         self.architecture = architecture
+        self.options = dict(options or {})
         self.note = note
         self.requires_grad_(False)
         self.train(False)
@@ -135,7 +138,9 @@ class Teacher(nn.Module):
             base=base,
         )
         load_into(network, tensors, source=str(weights))
-        return Teacher(network, classes=classes, spec=spec, architecture=architecture)
+        return Teacher(
+            network, classes=classes, spec=spec, architecture=architecture, options=options
+        )
 
     def train(self, mode: bool = True) -> Teacher:
         """Stay in eval mode, whatever is asked: a teacher never trains."""

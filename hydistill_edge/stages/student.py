@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydistill_edge.recipe import METHODS
+from hydistill_edge.recipe import METHODS, SLIMMED
 from hydistill_edge.run_directory import clear, write_json
 from hydistill_edge.stages.teacher import network_state
 from hydistill_edge.stages.work import Work, fingerprint
@@ -59,18 +59,8 @@ def _make(work: Work, folder: Path) -> None:
 
 
 def _distill(work: Work, folder: Path) -> tuple[Student, dict[str, Any], list[dict[str, Any]]]:
-    from hydistill_edge.models.student import Student
-
     recipe = work.recipe
-    height, width, channels = recipe.image_size()
-    student = Student.create(
-        str(recipe.student.architecture).removeprefix("zoo:"),
-        classes=recipe.class_names(),
-        channels=channels,
-        size=(height, width),
-        width=recipe.student.width,
-        seed=recipe.seed,
-    )
+    student = _untrained(work)
 
     def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
         work.report("student", done, total, metrics)
@@ -103,6 +93,27 @@ def _distill(work: Work, folder: Path) -> tuple[Student, dict[str, Any], list[di
     for name, network in result.networks.items():
         network.save(folder / name)
     return result.student.cpu(), facts, result.history
+
+
+def _untrained(work: Work) -> Student:
+    """Return the student that the method trains: with fresh weights, or the teacher slimmed."""
+    section = work.recipe.student
+    height, width, channels = work.recipe.image_size()
+    if section.architecture == SLIMMED:
+        from hydistill_edge.models.slimming import slim
+
+        return slim(work.teacher, macs_share=section.share(), channels=channels)
+
+    from hydistill_edge.models.student import Student
+
+    return Student.create(
+        str(section.architecture).removeprefix("zoo:"),
+        classes=work.recipe.class_names(),
+        channels=channels,
+        size=(height, width),
+        width=section.width,
+        seed=work.recipe.seed,
+    )
 
 
 def _method(name: str) -> Callable[..., Distilled]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydistill_edge.recipe import SLIMMED
 from hydistill_edge.run_directory import digest_of_file, read_json
 from hydistill_edge.stages.work import Work
 
@@ -23,6 +24,8 @@ def run(work: Work) -> None:
     )
     if work.recipe.method in SHARING:
         _check_classifier(read_json(work.path("teacher.json")))
+    if work.recipe.student.architecture == SLIMMED and not work.path("student").is_dir():
+        _check_slimming(work)
     work.report("teacher", 1, 1, {})
 
 
@@ -36,6 +39,18 @@ def _check_classifier(facts: Mapping[str, Any]) -> None:
         from hydistill_edge.models.projected import not_shared
 
         raise not_shared(facts["shares_classifier_note"])
+
+
+def _check_slimming(work: Work) -> None:
+    """Refuse a teacher that cannot lose channels, or not so many, before hours of making images.
+
+    Raises:
+        MethodError: its layers cannot lose channels.
+        UsageError: the share is too small for it.
+    """
+    from hydistill_edge.models.slimming import slim
+
+    slim(work.teacher, macs_share=work.recipe.student.share())
 
 
 def network_state(section: Any) -> list[str]:

@@ -16,7 +16,7 @@ from hydistill_edge.images.augment import AugmentSettings
 from hydistill_edge.images.transfer_set import TransferSet, TransferSetWriter
 from hydistill_edge.methods import kd, pool
 from hydistill_edge.methods.distilled import Distilled
-from hydistill_edge.methods.kd import KDSettings, distill
+from hydistill_edge.methods.kd import FRESH_RATE, SLIMMED_RATE, KDSettings, distill
 from hydistill_edge.methods.pool import Draws, split, standard_error
 from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.student import Student
@@ -235,3 +235,31 @@ def test_distillation_is_refused_when_there_is_one_image(teacher: Teacher, tmp_p
 def test_settings_list_every_problem_when_values_are_out_of_range() -> None:
     with pytest.raises(UsageError, match=r"(?s)batch is 1.*temperature is 0.*holdout.*steps is 0"):
         KDSettings(batch=1, temperature=0, holdout=0.0, steps=0)
+
+
+def test_shares_decide_which_batches_are_blended_and_how() -> None:
+    settings = KDSettings(mixup_share=0.3, cutmix_share=0.2)
+    images = torch.rand((8, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+
+    def blended(draw: float) -> torch.Tensor | None:
+        mixed = settings.blend(images, draw, torch.Generator().manual_seed(1))
+        return None if mixed is None else mixed.images
+
+    boxes = blended(0.4)
+    assert blended(0.5) is None
+    assert boxes is not None
+    assert torch.isin(boxes, images).all()
+    other = blended(0.29)
+    assert other is not None
+    assert not torch.isin(other, images).all()
+
+
+def test_shares_above_one_together_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"cutmix_share is 0\.6"):
+        KDSettings(mixup_share=0.5, cutmix_share=0.6)
+
+
+def test_slimmed_student_starts_at_a_smaller_rate_unless_one_is_given() -> None:
+    assert KDSettings().plan().learning_rate == FRESH_RATE
+    assert KDSettings().plan(SLIMMED_RATE).learning_rate == SLIMMED_RATE
+    assert KDSettings(learning_rate=0.5).plan(SLIMMED_RATE).learning_rate == 0.5

@@ -42,11 +42,17 @@ LIMIT_S = 45 * 60
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "openvino", "nncf", "numpy")
 
 
+ROWS = ("unlabelled", "none")
+SLIMMED = {"architecture": "slimmed", "macs_share": 0.25}
+
+
 @dataclass(frozen=True)
 class Case:
     """A teacher, and what a build may use.
 
     Attributes:
+        student: by row. Of images made from the teacher alone, only a student that starts from
+            the teacher's weights learns enough.
         synthetic: images to make, by row.
         minutes: at most for the student's training, by row.
     """
@@ -55,7 +61,7 @@ class Case:
     pilot: Mapping[str, Any]
     test: Mapping[str, Any]
     images: Mapping[str, Any]
-    student: Mapping[str, Any]
+    student: Mapping[str, Mapping[str, Any]]
     training: Mapping[str, Any]
     synthetic: Mapping[str, int]
     minutes: Mapping[str, int]
@@ -97,8 +103,8 @@ def cases(shared: Path) -> dict[str, Case]:
             },
             test={"kind": "npz", "path": str(data / "cifar10" / "test.npz"), "use_labels": True},
             images={"channels": 3},
-            student={"architecture": "resnet9", "width": 0.24},
-            training={"steps": 30_000, "batch": 128},
+            student=dict.fromkeys(ROWS, SLIMMED),
+            training={"steps": 30_000, "batch": 128, "cutmix_share": 0.5},
             synthetic={"unlabelled": 1024, "none": 3072},
             minutes={"unlabelled": 35, "none": 24},
         ),
@@ -125,7 +131,10 @@ def cases(shared: Path) -> dict[str, Case]:
             pilot={"kind": "npz", "path": str(data / "neu_steel" / "train.npz"), "rows": "::4"},
             test={"kind": "npz", "path": str(data / "neu_steel" / "test.npz"), "use_labels": True},
             images={"channels": 1},
-            student={"architecture": "resnet20", "width": 0.35},
+            student={
+                "unlabelled": {"architecture": "resnet20", "width": 0.35},
+                "none": SLIMMED,
+            },
             # The teacher's memory of textures is hard to imitate: real images lead.
             training={"steps": 6_000, "batch": 64, "real_share": 0.9},
             synthetic={"unlabelled": 512, "none": 2048},
@@ -144,7 +153,7 @@ def recipe_of(name: str, case: Case, row: str) -> Recipe:
             "real": [dict(case.pilot)] if row == "unlabelled" else [],
             "synthetic": {"count": case.synthetic[row]},
         },
-        "student": dict(case.student),
+        "student": dict(case.student[row]),
         "training": {**case.training, "max_seconds": 60 * case.minutes[row]},
         "targets": [
             {"target": target, "device": "host", "precisions": ["fp32", "int8"]}

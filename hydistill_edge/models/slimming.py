@@ -1,0 +1,163 @@
+"""A student that is the teacher with fewer channels: it starts from what the teacher knows.
+
+Whole channels are taken out, the least of each group of layers first, so that what is left is a
+plain dense network: every runtime runs it, and its own training takes far fewer images than one
+from fresh weights. Which layers must lose the same channels is found by Torch-Pruning's dependency
+graph (Fang et al. 2023, arXiv:2301.12900); the score of a channel is the root mean square of all
+weights that belong to it, which needs no image (Li et al. 2017, arXiv:1608.08710).
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hydistill_edge.errors import MethodError, UsageError
+from hydistill_edge.models.anatomy import probe_input
+from hydistill_edge.models.counting import count
+from hydistill_edge.models.student import Student
+from hydistill_edge.models.taps import eval_mode
+from hydistill_edge.models.teacher import Teacher
+from hydistill_edge.models.thinning import PREFIX, layer_table, thin
+
+RATIOS = tuple(step / 32 for step in range(1, 32))
+"""Of the channels that go. The first one that fits is taken: a grouped convolution with too few
+channels per group for a ratio keeps all of them, so a larger ratio does not always leave less."""
+
+REMEDY = "choose a network of the zoo as student.architecture"
+
+
+def slim(teacher: Teacher, *, macs_share: float, channels: int | None = None) -> Student:
+    """Return a student that is the teacher with the same share of channels out of every layer.
+
+    It knows less than the teacher until it is trained: the channels that are left were never alone.
+
+    Args:
+        teacher: a PyTorch network of convolutions, linear layers and batch norms; it is copied.
+        macs_share: multiply-accumulates of the student over those of the teacher, at most;
+            above 0 and below 1.
+        channels: of the student's pixels; 1 for a network that sees grey as several equal channels.
+
+    Raises:
+        UsageError: a share out of range, or too small for this network.
+        MethodError: the network is of an ONNX file, or has layers that cannot lose channels.
+    """
+    if not 0.0 < macs_share < 1.0:
+        raise UsageError(
+            f"macs_share {macs_share}: expected a share of the teacher's multiply-accumulates "
+            "above 0 and below 1, such as 0.25"
+        )
+    if teacher.architecture.startswith("onnx"):
+        raise MethodError(
+            "this teacher came as an ONNX file, whose graph is fixed, so no channels can be taken "
+            f"out: {REMEDY}"
+        )
+    spec = teacher.spec
+    whole = copy.deepcopy(teacher.network).cpu()
+    example = probe_input(whole, channels=spec.channels, size=spec.size)[:1]
+    network = _within(whole, example, macs_share)
+    table = layer_table(whole, network)
+    _check_rebuilt(thin(whole, table), network, example)
+    return Student.adopt(
+        network,
+        spec=spec,
+        classes=teacher.classes,
+        # A teacher of a network in memory has no name to be built from again.
+        architecture=f"{PREFIX}{teacher.architecture}" if ":" in teacher.architecture else "",
+        options={"network": dict(teacher.options), "layers": table},
+        channels=channels,
+        # Its training mends what a folded mean changes at the border of the image.
+        fold=True,
+    )
+
+
+def _within(network: nn.Module, example: Tensor, share: float) -> nn.Module:
+    """Return the copy that loses the fewest channels to come within a share of the MACs.
+
+    Raises:
+        UsageError: the share is too small for this network.
+    """
+    channels, size = example.shape[1], (example.shape[2], example.shape[3])
+    whole = count(network, channels=channels, size=size).macs
+    smallest = 1.0
+    for ratio in RATIOS:
+        slimmed = _slimmed(network, example, ratio)
+        found = count(slimmed, channels=channels, size=size).macs / whole
+        if found <= share:
+            return slimmed
+        smallest = min(smallest, found)
+    raise UsageError(
+        f"macs_share {share}: by losing channels this teacher comes down to {smallest:.2f} of its "
+        f"multiply-accumulates at best; expected a larger share; or {REMEDY}"
+    )
+
+
+def _slimmed(network: nn.Module, example: Tensor, ratio: float) -> nn.Module:
+    """Return a copy with a ratio of the channels taken out of every group of layers."""
+    # Imported here: only who slims needs it.
+    import torch_pruning
+
+    trial = copy.deepcopy(network).requires_grad_(True)
+    try:
+        with eval_mode(trial), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pruner = torch_pruning.pruner.BasePruner(
+                trial,
+                example,
+                importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+                pruning_ratio=ratio,
+                ignored_layers=_outputs(trial, example),
+            )
+            pruner.step()
+            trial(example)
+    except Exception as error:
+        raise MethodError(
+            f"no channels can be taken out of this teacher ({type(error).__name__}: {error}): "
+            f"{REMEDY}"
+        ) from error
+    return trial
+
+
+def _outputs(network: nn.Module, example: Tensor) -> list[nn.Module]:
+    """Return the layers that make the logits: as many outputs as there are classes, run last."""
+    seen: list[nn.Module] = []
+    hooks = [
+        module.register_forward_hook(lambda module, _given, _made: seen.append(module))
+        for module in network.modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    ]
+    try:
+        with torch.no_grad():
+            network(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen[-1:]
+
+
+def _check_rebuilt(rebuilt: nn.Module, network: nn.Module, example: Tensor) -> None:
+    """Refuse what could not be loaded again: layers whose sizes are not in the table.
+
+    Raises:
+        MethodError: naming the first weight that differs.
+    """
+    wanted: Mapping[str, Any] = network.state_dict()
+    for name, tensor in rebuilt.state_dict().items():
+        if tensor.shape != wanted[name].shape:
+            raise MethodError(
+                f'the weight "{name}" of this teacher belongs to a kind of layer that cannot lose '
+                f"channels (expected convolutions, linear layers and batch norms): {REMEDY}"
+            )
+    rebuilt.load_state_dict(wanted)
+    with eval_mode(rebuilt), eval_mode(network), torch.no_grad():
+        same = torch.equal(rebuilt(example), network(example))
+    if not same:
+        raise MethodError(
+            "this teacher answers differently after it was taken apart, so its forward does not "
+            f"go by its layers' sizes alone: {REMEDY}"
+        )
