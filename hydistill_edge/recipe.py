@@ -601,7 +601,7 @@ class Recipe(Section):
             )
 
     def _slimmed_problems(self) -> Iterator[tuple[KeyPath, str]]:
-        if "width" in self.student.model_fields_set:
+        if self.student.width != 1.0:  # the resolved recipe names the default
             yield ("student", "width"), "only for a zoo network; slimmed takes macs_share"
         if self.teacher is not None and self.teacher.weights.lower().endswith(".onnx"):
             yield (

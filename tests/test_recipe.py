@@ -88,6 +88,12 @@ CASES = [
 ]  # fmt: skip
 
 
+def test_slimmed_student_reads_back_the_same_when_it_was_resolved() -> None:
+    recipe = Recipe.parse(GOOD.replace("resnet8", "slimmed"))
+    again = Recipe.parse(yaml.safe_dump(recipe.to_dict()))
+    assert (again.to_dict(), again.student.share()) == (recipe.to_dict(), 0.25)
+
+
 def test_slimmed_student_of_an_onnx_teacher_is_refused() -> None:
     text = GOOD.replace("  architecture: torchvision:resnet18\n", "").replace("resnet8", "slimmed")
     with pytest.raises(RecipeError, match=r"line 7: student\.architecture.*graph is fixed"):
