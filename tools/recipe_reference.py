@@ -8,10 +8,12 @@ Everything outside the two marker comments is written by hand and stays as it is
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,6 @@ def tables(schema: Schema) -> str:
     lines: list[str] = []
     first: dict[str, str] = {}
     methods = {where.rpartition(":")[2]: name for name, where in METHODS.items()}
-    inherited: dict[str, str] = {}
     for path, section in sections(schema):
         title = path or "Top level"
         kind = str(section["title"])
@@ -73,15 +74,26 @@ def tables(schema: Schema) -> str:
             continue
         first[kind] = title
         meanings = _attributes(section.get("description", ""))
-        if path == "training":  # methods share most keys; those of kd, the first, explain them
-            meanings = inherited = {**inherited, **meanings}
+        entries = list(section["properties"].items())
+        if path == "training":  # methods share most keys: what a method says itself comes first
+            place = {name: index for index, name in enumerate(meanings)}
+            entries.sort(key=lambda entry, place=place: place.get(entry[0], len(place)))  # type: ignore[misc]
+            meanings = _inherited(METHODS[methods[kind]])
         lines += ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
         lines += [
             _row(schema, name, entry, name in section.get("required", ()), meanings)
-            for name, entry in section["properties"].items()
+            for name, entry in entries
         ]
         lines.append("")
     return "\n".join(lines)
+
+
+def _inherited(where: str) -> dict[str, str]:
+    """Return the meanings of a method's settings, those of the classes above it included."""
+    module, _, name = where.partition(":")
+    classes = reversed(getattr(import_module(module), name).__mro__)
+    found = [_attributes(inspect.cleandoc(one.__doc__ or "")) for one in classes]
+    return {key: meaning for meanings in found for key, meaning in meanings.items()}
 
 
 def _row(

@@ -48,12 +48,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hydistill_edge.errors import MethodError, UsageError
+from hydistill_edge.errors import MethodError
 from hydistill_edge.images.augment import Augment, AugmentSettings, draw_operations
 from hydistill_edge.images.transfer_set import Indices, TransferSet
 from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint, portion
 from hydistill_edge.methods.gap_report import Trial, gap_report
 from hydistill_edge.methods.pool import Draws, Pool, is_real, judge_on, split
+from hydistill_edge.methods.settings import TrainingSettings
 from hydistill_edge.models.anatomy import probe_input
 from hydistill_edge.models.shortcuts import pool_shortcuts
 from hydistill_edge.models.student import Student
@@ -64,7 +65,6 @@ from hydistill_edge.objectives.logits import kd_kl, soft_cross_entropy
 from hydistill_edge.training.droppath import DroppedPaths
 from hydistill_edge.training.loop import Judgement, Plan, Progress, Trained, train
 from hydistill_edge.training.optimizers import OptimizerName
-from hydistill_edge.training.precision import Precision
 from hydistill_edge.training.schedules import keep_rate
 
 DOCUMENT = "arch_overfitting.json"
@@ -86,7 +86,7 @@ Labels = Literal["soft", "hard", "true"]
 
 
 @dataclass(frozen=True)
-class ArchOverfittingSettings:
+class ArchOverfittingSettings(TrainingSettings):
     """How the student is trained; the defaults are the published ones.
 
     Attributes:
@@ -114,20 +114,14 @@ class ArchOverfittingSettings:
         learning_rate: peak of the schedule; for AdamW about ten times Lion's.
         schedule: null for `periodic` with DropPath and `warm_cosine` without; or
             `periodic_decay`, `one_step` and the others.
-        weight_decay: of weights; biases and norms have none.
         operations: augmentations of each batch, drawn from color, crop, cutout, flip, rotate and
             scale.
         flip: mirroring is among them. Wrong where left and right differ in meaning.
         augment: strengths in full; null for crops by an eighth of the side, a cutout of half, turns
             of 15 degrees, sizes of 0.8 to 1.2, colors, and `flip`.
         real_share: share of real images in each batch, in [0, 1]; null for their share in the set.
-        ema_share: an averaged student reaches back over this share of all steps; 0 for none.
-        holdout: share of the images that chooses the weights; never trained on.
-        evaluations: how often the hold-out is asked.
         max_seconds: wall time after which training ends, its schedule compressed; a fifth of it is
             the small network's. Null for none.
-        precision: `auto`, `float32` or `bf16`.
-        checkpoint_seconds: wall time between checkpoints.
 
     Raises:
         UsageError: a value is out of range; all problems are listed.
@@ -152,22 +146,12 @@ class ArchOverfittingSettings:
     schedule: str | None = None
     weight_decay: float = 5e-3
     operations: int = 2
-    flip: bool = True
-    augment: AugmentSettings | None = None
     real_share: float | None = None
-    ema_share: float = 0.0
-    holdout: float = 0.1
     evaluations: int = 40
-    max_seconds: float | None = None
-    precision: Precision = "auto"
-    checkpoint_seconds: float = 30.0
 
-    def __post_init__(self) -> None:
-        problems = []
-        if self.batch < 2:
-            problems.append(
-                f"batch is {self.batch}; expected at least 2 (BatchNorm needs a spread)"
-            )
+    def problems(self) -> list[str]:
+        """Return what is out of range, one line each."""
+        problems = super().problems()
         for name in ("keep_floor", "keep_last"):
             rate = getattr(self, name)
             if rate is not None and not 0 < rate <= 1:
@@ -194,14 +178,7 @@ class ArchOverfittingSettings:
             problems.append(f"operations is {self.operations}; expected at least 0")
         if self.real_share is not None and not 0 <= self.real_share <= 1:
             problems.append(f"real_share is {self.real_share}; expected a share in [0, 1] or none")
-        if not 0 < self.holdout < 1:
-            problems.append(f"holdout is {self.holdout}; expected a share between 0 and 1")
-        try:
-            self.plan()
-        except UsageError as error:
-            problems.append(str(error).removeprefix("training plan: "))
-        if problems:
-            raise UsageError("arch_overfitting settings: " + "; ".join(problems))
+        return problems
 
     def plan(self) -> Plan:
         """Return what the training loop needs of this."""

@@ -39,7 +39,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hydistill_edge.errors import MethodError, UsageError
+from hydistill_edge.errors import MethodError
 from hydistill_edge.images.augment import Augment, AugmentSettings
 from hydistill_edge.images.transfer_set import Indices, TransferSet
 from hydistill_edge.methods import comparison
@@ -47,6 +47,7 @@ from hydistill_edge.methods.deployment import Head, Lesson, deploy, head_problem
 from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint, portion
 from hydistill_edge.methods.pool import Pool, is_real, judge_on, split
 from hydistill_edge.methods.quick_teacher import quick_answers
+from hydistill_edge.methods.settings import TrainingSettings
 from hydistill_edge.models.anatomy import probe_input
 from hydistill_edge.models.projected import StudentParts, project
 from hydistill_edge.models.projector import Parts, ProjectorForm, match_maps
@@ -61,8 +62,6 @@ from hydistill_edge.objectives.regions import (
     region_difference,
 )
 from hydistill_edge.training.loop import Judgement, Plan, Progress, train
-from hydistill_edge.training.optimizers import OptimizerName
-from hydistill_edge.training.precision import Precision
 from hydistill_edge.training.sampling import Passes
 
 Arm = Literal["synthetic", "collected", "hybrid"]
@@ -81,7 +80,7 @@ _SLOW = ("mobilenet", "shufflenet", "efficientnet")
 
 
 @dataclass(frozen=True)
-class HiDFDSettings:
+class HiDFDSettings(TrainingSettings):
     """How the student is trained; the defaults are the published ones.
 
     Attributes:
@@ -89,7 +88,6 @@ class HiDFDSettings:
         inflation: how often each collected image stands in the list that a pass goes through.
         epochs: passes over the hybrid list, where `steps` is null.
         steps: optimizer steps; the same for all arms.
-        batch: images per step.
         projector: from the student's map to the teacher's; null for the published one.
         head: what makes the logits of the deployed student: `projector`, with the teacher's
             classifier behind it, as published; or `folded`, the student's own head, which learns
@@ -102,19 +100,10 @@ class HiDFDSettings:
             told. null for no comparison.
         regions: weight of the activation-region terms, 0 for none; they come in over the first
             tenth of the steps.
-        optimizer: `sgd` (Nesterov) or `adamw`.
         learning_rate: peak of the schedule; null for 0.05, and 0.01 for MobileNet, ShuffleNet and
             EfficientNet.
         schedule: `three_step` (a tenth from 62.5, 75 and 87.5 % on) as published, or another.
-        weight_decay: of weights; biases and norms have none.
-        flip: mirror half of the images. Wrong where left and right differ in meaning.
         augment: strengths in full; null for crops of 8 to 100 % of the area, and `flip`.
-        ema_share: an averaged student reaches back over this share of all steps; 0 for none.
-        holdout: share of the images that chooses the weights; never trained on.
-        evaluations: how often the hold-out is asked.
-        max_seconds: wall time after which training ends, its schedule compressed; null for none.
-        precision: `auto`, `float32` or `bf16`.
-        checkpoint_seconds: wall time between checkpoints.
 
     Raises:
         UsageError: a value is out of range; all problems are listed.
@@ -124,7 +113,6 @@ class HiDFDSettings:
     inflation: int = 10
     epochs: int = 240
     steps: int | None = None
-    batch: int = 64
     projector: ProjectorForm | None = None
     head: Head = "projector"
     fold_steps: int = 1000
@@ -132,21 +120,12 @@ class HiDFDSettings:
     gap_points: float = 2.0
     usual_images: int | None = 600_000
     regions: float = 0.0
-    optimizer: OptimizerName = "sgd"
     learning_rate: float | None = None
     schedule: str = "three_step"
-    weight_decay: float = 5e-4
-    flip: bool = True
-    augment: AugmentSettings | None = None
-    ema_share: float = 0.0
-    holdout: float = 0.1
-    evaluations: int = 20
-    max_seconds: float | None = None
-    precision: Precision = "auto"
-    checkpoint_seconds: float = 30.0
 
-    def __post_init__(self) -> None:
-        problems = []
+    def problems(self) -> list[str]:
+        """Return what is out of range, one line each."""
+        problems = super().problems()
         if self.arm not in ARMS:
             problems.append(f'arm "{self.arm}"; expected {", ".join(ARMS)}')
         problems += [
@@ -154,14 +133,8 @@ class HiDFDSettings:
             for name in ("inflation", "epochs")
             if getattr(self, name) < 1
         ]
-        if self.batch < 2:
-            problems.append(
-                f"batch is {self.batch}; expected at least 2 (BatchNorm needs a spread)"
-            )
         if not self.regions >= 0:
             problems.append(f"regions is {self.regions}; expected a weight of at least 0")
-        if not 0 < self.holdout < 1:
-            problems.append(f"holdout is {self.holdout}; expected a share between 0 and 1")
         if self.compare and self.arm != "hybrid":
             problems.append(f'compare trains all arms, and arm is "{self.arm}"; leave it at hybrid')
         if not self.gap_points >= 0:
@@ -169,12 +142,7 @@ class HiDFDSettings:
         if self.usual_images is not None and self.usual_images < 1:
             problems.append(f"usual_images is {self.usual_images}; expected at least 1, or none")
         problems += head_problems(self)
-        try:
-            self.plan(1 if self.steps is None else self.steps, learning_rate=0.05)
-        except UsageError as error:
-            problems.append(str(error).removeprefix("training plan: "))
-        if problems:
-            raise UsageError("hidfd settings: " + "; ".join(problems))
+        return problems
 
     def plan(self, steps: int, *, learning_rate: float) -> Plan:
         """Return what the training loop needs of this.

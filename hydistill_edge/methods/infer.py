@@ -36,7 +36,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hydistill_edge.errors import UsageError
 from hydistill_edge.images.augment import Augment, AugmentSettings, Mixed, mixup
 from hydistill_edge.images.compensated_set import CompensatedSet
 from hydistill_edge.images.content_hash import content_hashes
@@ -46,6 +45,7 @@ from hydistill_edge.methods.infer_baseline import ClassSpecific, class_specific
 from hydistill_edge.methods.infer_report import DOCUMENT, boundary, class_map, closest_pairs
 from hydistill_edge.methods.infer_set import beside, open_ensemble
 from hydistill_edge.methods.pool import Draws, Pool, is_real, judge_on, split
+from hydistill_edge.methods.settings import TrainingSettings
 from hydistill_edge.models.ensemble import Ensemble
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
@@ -53,14 +53,13 @@ from hydistill_edge.objectives.logits import kd_kl
 from hydistill_edge.synthesis.infer_settings import LabelMode
 from hydistill_edge.training.loop import Plan, Progress, train
 from hydistill_edge.training.optimizers import OptimizerName
-from hydistill_edge.training.precision import Precision
 
 EPOCHS = 400
 """Published passes over a set with static labels; with dynamic ones, over its natural part."""
 
 
 @dataclass(frozen=True)
-class InferSettings:
+class InferSettings(TrainingSettings):
     """How the student is trained; the defaults are the published ones for 32 px.
 
     Attributes:
@@ -69,30 +68,21 @@ class InferSettings:
         epochs: passes over the set; null for 400 with static labels, and with dynamic ones for 400
             over one plus the number of networks.
         steps: optimizer steps; null for `epochs` passes.
-        batch: images per step.
         temperature: softening of both sides, T > 0.
         mixup_alpha: of the Beta distribution of the share with which images, and static labels as
             logits, are blended in pairs; one share per batch. 0 for none.
         natural_share: share of natural images in each batch, in [0, 1]; null for their share in the
             set.
         optimizer: `adamw` as published, or `sgd` (Nesterov).
-        learning_rate: peak of the schedule.
         schedule: `cosine` as published, or another.
-        weight_decay: of weights; biases and norms have none.
-        flip: mirror half of the images. Wrong where left and right differ in meaning.
         augment: strengths in full; null for a crop by an eighth of the side, and `flip`.
-        ema_share: an averaged student reaches back over this share of all steps; 0 for none.
         holdout: share of the natural images that chooses the weights, with all that is derived from
             them; never trained on.
-        evaluations: how often the hold-out is asked.
         margin: an image lies on a boundary where its two largest probabilities differ by less.
         mapped: images of each class and kind in the map of seven classes (t-SNE); 0 for no map.
         baseline: slots of the set whose images are made once more for that map alone, with one
             tensor per class where a compensator serves all classes; each takes as long as a slot
             of the set did. 0 for none.
-        max_seconds: wall time after which training ends, its schedule compressed; null for none.
-        precision: `auto`, `float32` or `bf16`.
-        checkpoint_seconds: wall time between checkpoints.
 
     Raises:
         UsageError: a value is out of range; all problems are listed.
@@ -101,7 +91,6 @@ class InferSettings:
     labels: LabelMode = "static"
     epochs: int | None = None
     steps: int | None = None
-    batch: int = 64
     temperature: float = 30.0
     mixup_alpha: float = 0.8
     natural_share: float | None = None
@@ -109,28 +98,17 @@ class InferSettings:
     learning_rate: float = 1e-3
     schedule: str = "cosine"
     weight_decay: float = 0.01
-    flip: bool = True
-    augment: AugmentSettings | None = None
-    ema_share: float = 0.0
-    holdout: float = 0.1
-    evaluations: int = 20
     margin: float = 0.1
     mapped: int = 20
     baseline: int = 2
-    max_seconds: float | None = None
-    precision: Precision = "auto"
-    checkpoint_seconds: float = 30.0
 
-    def __post_init__(self) -> None:
-        problems = []
+    def problems(self) -> list[str]:
+        """Return what is out of range, one line each."""
+        problems = super().problems()
         if self.labels not in get_args(LabelMode):
             problems.append(f'labels "{self.labels}"; expected static or dynamic')
         if self.epochs is not None and self.epochs < 1:
             problems.append(f"epochs is {self.epochs}; expected at least 1, or none")
-        if self.batch < 2:
-            problems.append(
-                f"batch is {self.batch}; expected at least 2 (BatchNorm needs a spread)"
-            )
         if not self.temperature > 0:
             problems.append(f"temperature is {self.temperature}; expected more than 0")
         if not self.mixup_alpha >= 0:
@@ -139,8 +117,6 @@ class InferSettings:
             problems.append(
                 f"natural_share is {self.natural_share}; expected a share in [0, 1] or none"
             )
-        if not 0 < self.holdout < 1:
-            problems.append(f"holdout is {self.holdout}; expected a share between 0 and 1")
         if not 0 < self.margin < 1:
             problems.append(f"margin is {self.margin}; expected a probability between 0 and 1")
         problems += [
@@ -148,12 +124,7 @@ class InferSettings:
             for name in ("mapped", "baseline")
             if getattr(self, name) < 0
         ]
-        try:
-            self.plan(1 if self.steps is None else self.steps)
-        except UsageError as error:
-            problems.append(str(error).removeprefix("training plan: "))
-        if problems:
-            raise UsageError("infer settings: " + "; ".join(problems))
+        return problems
 
     def plan(self, steps: int) -> Plan:
         """Return what the training loop needs of this, for a number of steps."""

@@ -37,17 +37,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hydistill_edge.errors import UsageError
 from hydistill_edge.images.augment import Augment, AugmentSettings, Mixed, cutmix, mixup
 from hydistill_edge.images.transfer_set import TransferSet
 from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint
 from hydistill_edge.methods.pool import Draws, Pool, is_real, judge_on, split
+from hydistill_edge.methods.settings import TrainingSettings
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.objectives.logits import kd_kl, kd_kl_mixed
 from hydistill_edge.training.loop import Plan, Progress, train
-from hydistill_edge.training.optimizers import OptimizerName
-from hydistill_edge.training.precision import Precision
 
 FRESH_RATE = 0.1
 SLIMMED_RATE = 0.03
@@ -55,19 +53,14 @@ SLIMMED_RATE = 0.03
 
 
 @dataclass(frozen=True)
-class KDSettings:
+class KDSettings(TrainingSettings):
     """How the student is trained.
 
     Attributes:
         steps: optimizer steps.
-        max_seconds: wall time after which training ends, its schedule compressed; None for none.
-        batch: images per step.
         temperature: softening of both sides, T > 0.
-        optimizer: `sgd` (Nesterov), `adamw` or `lion`.
         learning_rate: peak of the schedule; None for 0.1, and for 0.03 where the student is the
             teacher slimmed, which a larger one makes forget.
-        schedule: `one_cycle`, `cosine`, `multi_step`, `warm_cosine` or `periodic`.
-        weight_decay: of weights; biases and norms have none.
         real_share: share of real images in each batch, in [0, 1]; None for their share in the set.
         teacher_view: `augmented` asks the teacher about every view that the student sees; `stored`
             takes the logits of the transfer set, which cost nothing and are right for mild
@@ -75,54 +68,28 @@ class KDSettings:
         mixup_share: share of the batches in which images are blended in pairs.
         cutmix_share: share of the batches in which each image gets a box of another one.
         mixup_alpha: of the Beta distribution of the shares of a pair, and of the boxes' areas.
-        flip: mirror half of the images. Wrong where left and right differ in meaning, as in
-            digits and text.
         augment: strengths in full; None for a crop by an eighth of the side, a cutout of a quarter,
             and `flip`.
-        ema_share: the averaged student reaches back over this share of all steps.
-        holdout: share of the images that choose the weights; never trained on.
-        evaluations: how often the hold-out is asked.
-        precision: `auto`, `float32` or `bf16`.
-        checkpoint_seconds: wall time between checkpoints.
 
     Raises:
         UsageError: a value is out of range; all problems are listed.
     """
 
     steps: int = 5000
-    max_seconds: float | None = None
     batch: int = 250
     temperature: float = 4.0
-    optimizer: OptimizerName = "sgd"
     learning_rate: float | None = None
     schedule: str = "one_cycle"
-    weight_decay: float = 5e-4
     real_share: float | None = None
     teacher_view: Literal["augmented", "stored"] = "augmented"
     mixup_share: float = 0.5
     cutmix_share: float = 0.0
     mixup_alpha: float = 1.0
-    flip: bool = True
-    augment: AugmentSettings | None = None
     ema_share: float = 0.02
-    holdout: float = 0.1
-    evaluations: int = 20
-    precision: Precision = "auto"
-    checkpoint_seconds: float = 30.0
-
-    def __post_init__(self) -> None:
-        problems = self.problems()
-        if problems:
-            method = type(self).__name__.removesuffix("Settings").lower()
-            raise UsageError(f"{method} settings: " + "; ".join(problems))
 
     def problems(self) -> list[str]:
         """Return what is out of range, one line each."""
-        problems = []
-        if self.batch < 2:
-            problems.append(
-                f"batch is {self.batch}; expected at least 2 (BatchNorm needs a spread)"
-            )
+        problems = super().problems()
         if not self.temperature > 0:
             problems.append(f"temperature is {self.temperature}; expected more than 0")
         if self.real_share is not None and not 0 <= self.real_share <= 1:
@@ -138,12 +105,6 @@ class KDSettings:
             )
         if not self.mixup_alpha > 0:
             problems.append(f"mixup_alpha is {self.mixup_alpha}; expected more than 0")
-        if not 0 < self.holdout < 1:
-            problems.append(f"holdout is {self.holdout}; expected a share between 0 and 1")
-        try:
-            self.plan()
-        except UsageError as error:
-            problems.append(str(error).removeprefix("training plan: "))
         return problems
 
     def plan(self, learning_rate: float = FRESH_RATE) -> Plan:

@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hydistill_edge.errors import MethodError, UsageError
+from hydistill_edge.errors import MethodError
 from hydistill_edge.images.augment import Augment, AugmentSettings
 from hydistill_edge.images.decisions import Decisions, read_decisions
 from hydistill_edge.images.selection import (
@@ -54,6 +54,7 @@ from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint, 
 from hydistill_edge.methods.epochs import Epochs
 from hydistill_edge.methods.pool import Pool, is_real, judge_on, split
 from hydistill_edge.methods.quick_teacher import quick_answers
+from hydistill_edge.methods.settings import TrainingSettings
 from hydistill_edge.models.heads import EMBEDDING, EmbeddingHead
 from hydistill_edge.models.projected import StudentParts, project
 from hydistill_edge.models.projector import Parts, ProjectorForm, match_maps
@@ -67,8 +68,6 @@ from hydistill_edge.objectives.alignment import (
 )
 from hydistill_edge.objectives.style import draw_partners, mix_distribution, nt_xent
 from hydistill_edge.training.loop import Judgement, Plan, Progress, train
-from hydistill_edge.training.optimizers import OptimizerName
-from hydistill_edge.training.precision import Precision
 from hydistill_edge.training.sampling import Passes
 
 RECORD = "selection"
@@ -91,7 +90,7 @@ SelectionKind = Literal["dynamic", "all", "random"]
 
 
 @dataclass(frozen=True)
-class KD3Settings:
+class KD3Settings(TrainingSettings):
     """How the student is trained; the defaults are the published ones.
 
     The three stages are switched by `selection`, `weights` and `mixing`.
@@ -99,7 +98,6 @@ class KD3Settings:
     Attributes:
         epochs: passes over what is selected.
         steps_per_epoch: optimizer steps in each; null for one pass over what is selected.
-        batch: images per step.
         selection: `dynamic` as published; `all` takes the whole pool; `random` takes as many images
             as `dynamic` would, at random.
         threshold: bar of the most frequent class; the others' are lower.
@@ -125,18 +123,9 @@ class KD3Settings:
         fold_steps: optimizer steps of the fold; 0 fits the head alone.
         compare: train the three earlier stages too (all of the pool, with the selection, with the
             weights), for as many epochs, and hold them against this one (`comparison.json`).
-        optimizer: `sgd` (Nesterov) or `adamw`.
-        learning_rate: peak of the schedule.
         schedule: `three_step` (a tenth from 62.5, 75 and 87.5 % on) as published, or another.
-        weight_decay: of weights; biases and norms have none.
-        flip: mirror half of the images. Wrong where left and right differ in meaning.
         augment: strengths in full; null for crops of 8 to 100 % of the area, and `flip`.
-        ema_share: an averaged student reaches back over this share of all steps; 0 for none.
         holdout: share of the pool that chooses the weights; never trained on.
-        evaluations: how often the hold-out is asked.
-        max_seconds: wall time after which training ends, its schedule compressed; null for none.
-        precision: `auto`, `float32` or `bf16`.
-        checkpoint_seconds: wall time between checkpoints.
 
     Raises:
         UsageError: a value is out of range; all problems are listed.
@@ -164,21 +153,13 @@ class KD3Settings:
     head: Head = "projector"
     fold_steps: int = 1000
     compare: bool = False
-    optimizer: OptimizerName = "sgd"
     learning_rate: float = 0.05
     schedule: str = "three_step"
-    weight_decay: float = 5e-4
-    flip: bool = True
-    augment: AugmentSettings | None = None
-    ema_share: float = 0.0
-    holdout: float = 0.1
-    evaluations: int = 20
-    max_seconds: float | None = None
-    precision: Precision = "auto"
-    checkpoint_seconds: float = 30.0
 
-    def __post_init__(self) -> None:
-        problems = [
+    def problems(self) -> list[str]:
+        """Return what is out of range, one line each."""
+        problems = super().problems()
+        problems += [
             f"{name} is {value}; expected {wanted}"
             for name, value, holds, wanted in (
                 ("epochs", self.epochs, self.epochs >= 1, "at least 1"),
@@ -188,7 +169,6 @@ class KD3Settings:
                     self.steps_per_epoch is None or self.steps_per_epoch >= 1,
                     "at least 1 or none",
                 ),
-                ("batch", self.batch, self.batch >= 2, "at least 2 (BatchNorm needs a spread)"),
                 (
                     "selection",
                     self.selection,
@@ -218,7 +198,6 @@ class KD3Settings:
                 ),
                 ("beta", self.beta, self.beta > 0, "more than 0"),
                 ("embedding", self.embedding, self.embedding >= 1, "at least 1"),
-                ("holdout", self.holdout, 0 < self.holdout < 1, "a share between 0 and 1"),
             )
             if not holds
         ]
@@ -226,13 +205,7 @@ class KD3Settings:
         if self.compare and not whole:
             problems.append("compare trains the stages itself; leave selection, weights and mixing")
         problems += head_problems(self)
-        try:
-            self.plan(1)
-        except UsageError as error:
-            if self.epochs >= 1:
-                problems.append(str(error).removeprefix("training plan: "))
-        if problems:
-            raise UsageError("kd3 settings: " + "; ".join(problems))
+        return problems
 
     def plan(self, steps_per_epoch: int) -> Plan:
         """Return what the training loop needs of this."""

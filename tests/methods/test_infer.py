@@ -510,7 +510,7 @@ def test_defaults_are_the_published_ones() -> None:
 
 def test_settings_list_every_problem_when_values_are_out_of_range() -> None:
     with pytest.raises(
-        UsageError, match=r"infer settings: labels \"hard\".*batch is 1.*mixup_alpha is -1.*steps"
+        UsageError, match=r"infer settings: batch is 1.*steps.*labels \"hard\".*mixup_alpha is -1"
     ):
         InferSettings(labels="hard", batch=1, mixup_alpha=-1, steps=0)  # type: ignore[arg-type]
 

@@ -9,6 +9,7 @@ One row per file in results/; everything outside the two marker comments stays a
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,26 @@ def row(file: Path, result: dict[str, Any]) -> str:
     """Return one result's row, with a link to all of its numbers."""
     conditions = result["conditions"]
     passed = {True: "yes", False: "no", None: "no limit set"}[result["passed"]]
-    link = f"[{result['answer'].rstrip('.')}]({file.relative_to(ROOT).as_posix()})"
+    link = f"[{_answer(result).rstrip('.')}]({file.relative_to(ROOT).as_posix()})"
     cells = [result["question"], link, passed, f"{conditions['cpu']}, {conditions['cpus']} CPUs"]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _answer(result: dict[str, Any]) -> str:
+    """Return the answer; one that lists claims of direction, in points, by what became of them."""
+    said = str(result["answer"])
+    if not result.get("paired") or result["paired"][0]["claim"] not in said:
+        return said
+    told = []
+    for verdict in ("shown", "reversed", "not resolved"):
+        claims = [entry for entry in result["paired"] if entry["verdict"] == verdict]
+        parts = [
+            f"{entry['claim']} {entry['mean']:+.2f} ± {entry.get('standard_error', math.nan):.2f}"
+            for entry in claims
+        ]
+        if parts:
+            told.append(f"**{verdict}**: {', '.join(parts)}")
+    return "; ".join(told)
 
 
 def page(written: str) -> str:
