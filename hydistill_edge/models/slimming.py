@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,9 +25,10 @@ from hydistill_edge.models.taps import eval_mode
 from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.models.thinning import PREFIX, layer_table, thin
 
-RATIOS = tuple(step / 32 for step in range(1, 32))
-"""Of the channels that go. The first one that fits is taken: a grouped convolution with too few
-channels per group for a ratio keeps all of them, so a larger ratio does not always leave less."""
+STEPS, FINE = 32, 8
+"""Ratios of channels that go are tried in steps of 1/32, and within the last one in eighths of it.
+The first that fits is taken, not one found by halving: a grouped convolution with too few channels
+per group for a ratio keeps all of them, so a larger ratio does not always leave less."""
 
 REMEDY = "choose a network of the zoo as student.architecture"
 
@@ -85,12 +86,22 @@ def _within(network: nn.Module, example: Tensor, share: float) -> nn.Module:
     channels, size = example.shape[1], (example.shape[2], example.shape[3])
     whole = count(network, channels=channels, size=size).macs
     smallest = 1.0
-    for ratio in RATIOS:
-        slimmed = _slimmed(network, example, ratio)
-        found = count(slimmed, channels=channels, size=size).macs / whole
-        if found <= share:
-            return slimmed
-        smallest = min(smallest, found)
+
+    def first(ratios: Iterable[float]) -> tuple[nn.Module, float] | None:
+        nonlocal smallest
+        for ratio in ratios:
+            slimmed = _slimmed(network, example, ratio)
+            found = count(slimmed, channels=channels, size=size).macs / whole
+            if found <= share:
+                return slimmed, ratio
+            smallest = min(smallest, found)
+        return None
+
+    coarse = first(step / STEPS for step in range(1, STEPS))
+    if coarse is not None:
+        slimmed, ratio = coarse
+        fine = first(ratio - step / (STEPS * FINE) for step in range(FINE - 1, 0, -1))
+        return slimmed if fine is None else fine[0]
     raise UsageError(
         f"macs_share {share}: by losing channels this teacher comes down to {smallest:.2f} of its "
         f"multiply-accumulates at best; expected a larger share; or {REMEDY}"

@@ -42,29 +42,38 @@ LIMIT_S = 45 * 60
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "openvino", "nncf", "numpy")
 
 
-ROWS = ("unlabelled", "none")
 SLIMMED = {"architecture": "slimmed", "macs_share": 0.25}
 
 
 @dataclass(frozen=True)
-class Case:
-    """A teacher, and what a build may use.
+class Row:
+    """How one row is built.
 
     Attributes:
-        student: by row. Of images made from the teacher alone, only a student that starts from
-            the teacher's weights learns enough.
-        synthetic: images to make, by row.
-        minutes: at most for the student's training, by row.
+        student: Of images made from the teacher alone, only a student that starts from the
+            teacher's weights learns enough.
+        synthetic: images to make.
+        minutes: at most for the student's training.
+        real_share: of each batch; None for the images' own share.
     """
+
+    student: Mapping[str, Any]
+    synthetic: int
+    minutes: int
+    real_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A teacher, and what a build may use, with and without real images."""
 
     teacher: Mapping[str, Any]
     pilot: Mapping[str, Any]
     test: Mapping[str, Any]
     images: Mapping[str, Any]
-    student: Mapping[str, Mapping[str, Any]]
     training: Mapping[str, Any]
-    synthetic: Mapping[str, int]
-    minutes: Mapping[str, int]
+    unlabelled: Row
+    none: Row
 
 
 def cases(shared: Path) -> dict[str, Case]:
@@ -103,10 +112,10 @@ def cases(shared: Path) -> dict[str, Case]:
             },
             test={"kind": "npz", "path": str(data / "cifar10" / "test.npz"), "use_labels": True},
             images={"channels": 3},
-            student=dict.fromkeys(ROWS, SLIMMED),
             training={"steps": 30_000, "batch": 128, "cutmix_share": 0.5},
-            synthetic={"unlabelled": 1024, "none": 3072},
-            minutes={"unlabelled": 35, "none": 24},
+            # Images made from the teacher are understood at once: real ones take the whole batch.
+            unlabelled=Row(SLIMMED, synthetic=512, minutes=38, real_share=1.0),
+            none=Row(SLIMMED, synthetic=3072, minutes=24),
         ),
         "neu_steel": Case(
             teacher={
@@ -131,30 +140,36 @@ def cases(shared: Path) -> dict[str, Case]:
             pilot={"kind": "npz", "path": str(data / "neu_steel" / "train.npz"), "rows": "::4"},
             test={"kind": "npz", "path": str(data / "neu_steel" / "test.npz"), "use_labels": True},
             images={"channels": 1},
-            student={
-                "unlabelled": {"architecture": "resnet20", "width": 0.35},
-                "none": SLIMMED,
-            },
+            training={"steps": 6_000, "batch": 64},
             # The teacher's memory of textures is hard to imitate: real images lead.
-            training={"steps": 6_000, "batch": 64, "real_share": 0.9},
-            synthetic={"unlabelled": 512, "none": 2048},
-            minutes={"unlabelled": 6, "none": 6},
+            unlabelled=Row(
+                {"architecture": "resnet20", "width": 0.35},
+                synthetic=512,
+                minutes=6,
+                real_share=0.9,
+            ),
+            none=Row({"architecture": "resnet20", "width": 0.35}, synthetic=2048, minutes=6),
         ),
     }
 
 
-def recipe_of(name: str, case: Case, row: str) -> Recipe:
+def recipe_of(name: str, case: Case, kind: str) -> Recipe:
     """Return the recipe of one row, "unlabelled" or "none"."""
+    row: Row = getattr(case, kind)
     plain = {
         "name": name,
         "teacher": dict(case.teacher),
         "images": {
             **case.images,
-            "real": [dict(case.pilot)] if row == "unlabelled" else [],
-            "synthetic": {"count": case.synthetic[row]},
+            "real": [dict(case.pilot)] if kind == "unlabelled" else [],
+            "synthetic": {"count": row.synthetic},
         },
-        "student": dict(case.student[row]),
-        "training": {**case.training, "max_seconds": 60 * case.minutes[row]},
+        "student": dict(row.student),
+        "training": {
+            **case.training,
+            "real_share": row.real_share,
+            "max_seconds": 60 * row.minutes,
+        },
         "targets": [
             {"target": target, "device": "host", "precisions": ["fp32", "int8"]}
             for target in ("onnxruntime", "openvino")
