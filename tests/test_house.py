@@ -36,9 +36,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
     "atomic": (),
     "seeding": (),
+    "naming": (),
     "objectives": (),
     "training": ("objectives", "atomic", "seeding"),
-    "models": ("atomic", "seeding"),
+    "models": ("atomic", "seeding", "naming"),
     "images": ("models", "atomic"),
     "synthesis": ("images", "objectives", "training", "models", "seeding"),
     "methods": TRAINING_SIDE,
@@ -47,7 +48,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "bundle": (),
     "tuning": ("calibration", "targets", "methods"),
     "ship": ("bundle",),
-    "report": ("atomic",),  # reads the run directory's JSON
+    "report": ("atomic", "naming"),  # reads the run directory's JSON
     "device": (
         *(f"targets.{name}" for name in ("base", "parity", "latency", "gates", "profiles")),
         "targets.adapters",  # names the runner of each runtime, imported when it is opened
@@ -96,6 +97,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("build", "ship", "device", "tuning", "recipe", "recipes", "family", "family_build"),
         *("demo", "inspection", "evaluation", "profiling", "review"),
         "key_sharing",
+        "naming",
         "stages.summary",  # the verdict of verify and profile is that of a build
         "bundle.pack",  # bundle inspect, verify, unpack
         *("targets.adapters", "targets.profiles", "targets.gates"),  # doctor, devices, verdicts

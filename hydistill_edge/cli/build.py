@@ -22,6 +22,7 @@ from hydistill_edge.cli.console import (
     table,
     verdict,
 )
+from hydistill_edge.naming import network_name
 
 if TYPE_CHECKING:
     from hydistill_edge.build import Build
@@ -112,7 +113,7 @@ def summary_table(summary: dict[str, Any]) -> Any:
         model = summary.get(role) or {}
         made.add_row(
             role,
-            plain(model.get("arch", "")).removeprefix("zoo:"),
+            plain(network_name(model.get("arch", ""))),
             percent(model.get("accuracy")),
             "" if role == "teacher" else percent(model.get("teacher_agreement")),
             "",
@@ -183,4 +184,4 @@ def _parameters(count: int | None) -> str:
 
 
 def _network(model: Mapping[str, Any]) -> str:
-    return plain(model["arch"]).removeprefix("zoo:").removeprefix("torchvision:")
+    return plain(network_name(model["arch"]))

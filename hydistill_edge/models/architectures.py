@@ -24,9 +24,6 @@ from hydistill_edge.models.projector import build_projected
 from hydistill_edge.models.thinning import thin
 from hydistill_edge.models.zoo import create_network
 
-FORM_PREFIXES = ("projected:", "slimmed:")
-"""In front of an architecture's name: what our own code does with the network."""
-
 FORMS = '"zoo:NAME", "torchvision:NAME" or "my_net.py:FACTORY"'
 
 

@@ -23,12 +23,13 @@ from hydistill_edge.models.anatomy import (
     probe_input,
     read_features,
 )
-from hydistill_edge.models.architectures import FORM_PREFIXES, build_network, is_code
+from hydistill_edge.models.architectures import build_network, is_code
 from hydistill_edge.models.counting import Size, count
 from hydistill_edge.models.folding import PIXEL_CENTRE, PIXEL_SCALE, InputPlan, arrange, take_over
 from hydistill_edge.models.pixels import InputSpec, adapt_pixels
 from hydistill_edge.models.taps import eval_mode
 from hydistill_edge.models.weights import digest_weights, load_into, read_weights
+from hydistill_edge.naming import FORM_PREFIXES
 from hydistill_edge.seeding import seeded
 
 SCHEMA_VERSION = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import quote
 
+from hydistill_edge.naming import network_name
 from hydistill_edge.report.family_data import Best, Family, Gap, Network, Student
 from hydistill_edge.report.values import (
     Json,
@@ -37,7 +38,7 @@ def read_family(summary: Json) -> Family:
 
 def _network(source: Json, agreement: str) -> Network:
     return Network(
-        arch=text(source, "arch").removeprefix("zoo:"),
+        arch=network_name(text(source, "arch")),
         params=number(source, "params"),
         macs=number(source, "macs"),
         accuracy=number(source, "accuracy"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydistill_edge.errors import MissingFileError, RunDirectoryError
+from hydistill_edge.naming import network_name
 from hydistill_edge.report.calibration_reading import read_calibration, read_set
 from hydistill_edge.report.data import (
     Artifact,
@@ -260,7 +261,7 @@ def _scope(name: str, source: Json, histogram: Json) -> Scope:
 
 def _model(line: Json, details: Json) -> Model:
     return Model(
-        arch=text(line, "arch") or text(details, "arch"),
+        arch=network_name(text(line, "arch") or text(details, "arch")),
         params=_first(line, details, "params"),
         macs=_first(line, details, "macs"),
         accuracy=number(line, "accuracy"),
