@@ -18,6 +18,7 @@ from hydistill_edge.models.architectures import build_network
 from hydistill_edge.models.counting import count
 from hydistill_edge.models.onnx_network import load_onnx
 from hydistill_edge.models.pixels import InputSpec
+from hydistill_edge.models.slimming import why_not_slim
 from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.models.weights import read_weights
 from hydistill_edge.recipe import Recipe
@@ -76,6 +77,7 @@ def inspect_teacher(
     )
     counted = count(teacher.network, channels=channels, size=(height, width))
     batch_norms = len(teacher.batch_norms())
+    fixed = why_not_slim(teacher)
     return {
         "file": str(weights),
         "architecture": teacher.architecture,
@@ -87,6 +89,8 @@ def inspect_teacher(
         "images_from_nothing": "yes, from its batch norms"
         if batch_norms
         else "weak: without batch norms only the class prior remains; add a few real images",
+        "can_be_slimmed": not fixed,
+        "can_be_slimmed_note": fixed or "as student.architecture slimmed",
         "shares_classifier": teacher.shares_classifier,
         "shares_classifier_note": teacher.shares_classifier_note,
         "taps": list(teacher.taps()),
@@ -319,7 +323,7 @@ def _recipe_text(
             "  # real:",
             "  #   - {kind: folder, path: pilot}",
         ]
-    if architecture is not None and facts["batch_norms"]:
+    if facts["can_be_slimmed"]:
         student = [
             "  # The teacher with fewer channels: it keeps what it knows. Or a network of the zoo,",
             "  # see docs/recipe.md: {architecture: mobilenet_v2, width: 0.5}.",

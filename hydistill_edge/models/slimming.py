@@ -23,7 +23,7 @@ from hydistill_edge.models.counting import count
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.taps import eval_mode
 from hydistill_edge.models.teacher import Teacher
-from hydistill_edge.models.thinning import PREFIX, layer_table, thin
+from hydistill_edge.models.thinning import PREFIX, LayerTable, layer_table, thin
 
 STEPS, FINE = 32, 8
 """Ratios of channels that go are tried in steps of 1/32, and within the last one in eighths of it.
@@ -53,20 +53,12 @@ def slim(teacher: Teacher, *, macs_share: float, channels: int | None = None) ->
             f"macs_share {macs_share}: expected a share of the teacher's multiply-accumulates "
             "above 0 and below 1, such as 0.25"
         )
-    if teacher.architecture.startswith("onnx"):
-        raise MethodError(
-            "this teacher came as an ONNX file, whose graph is fixed, so no channels can be taken "
-            f"out: {REMEDY}"
-        )
-    spec = teacher.spec
-    whole = copy.deepcopy(teacher.network).cpu()
-    example = probe_input(whole, channels=spec.channels, size=spec.size)[:1]
+    whole, example = _taken_apart(teacher)
     network = _within(whole, example, macs_share)
-    table = layer_table(whole, network)
-    _check_rebuilt(thin(whole, table), network, example)
+    table = _checked_table(whole, network, example)
     return Student.adopt(
         network,
-        spec=spec,
+        spec=teacher.spec,
         classes=teacher.classes,
         # A teacher of a network in memory has no name to be built from again.
         architecture=f"{PREFIX}{teacher.architecture}" if ":" in teacher.architecture else "",
@@ -75,6 +67,32 @@ def slim(teacher: Teacher, *, macs_share: float, channels: int | None = None) ->
         # Its training mends what a folded mean changes at the border of the image.
         fold=True,
     )
+
+
+def why_not_slim(teacher: Teacher) -> str:
+    """Return why no channels can be taken out of a teacher; empty where they can."""
+    try:
+        whole, example = _taken_apart(teacher)
+        _checked_table(whole, _slimmed(whole, example, 0.5), example)
+    except MethodError as error:
+        return str(error)
+    return ""
+
+
+def _taken_apart(teacher: Teacher) -> tuple[nn.Module, Tensor]:
+    """Return a copy of the teacher's network, and an image for it.
+
+    Raises:
+        MethodError: it came as an ONNX file.
+    """
+    if teacher.architecture.startswith("onnx"):
+        raise MethodError(
+            "this teacher came as an ONNX file, whose graph is fixed, so no channels can be taken "
+            f"out: {REMEDY}"
+        )
+    whole = copy.deepcopy(teacher.network).cpu()
+    spec = teacher.spec
+    return whole, probe_input(whole, channels=spec.channels, size=spec.size)[:1]
 
 
 def _within(network: nn.Module, example: Tensor, share: float) -> nn.Module:
@@ -151,12 +169,14 @@ def _outputs(network: nn.Module, example: Tensor) -> list[nn.Module]:
     return seen[-1:]
 
 
-def _check_rebuilt(rebuilt: nn.Module, network: nn.Module, example: Tensor) -> None:
-    """Refuse what could not be loaded again: layers whose sizes are not in the table.
+def _checked_table(whole: nn.Module, network: nn.Module, example: Tensor) -> LayerTable:
+    """Return the sizes of a slimmed network's layers; `whole` is made into it on the way.
 
     Raises:
-        MethodError: naming the first weight that differs.
+        MethodError: what could not be built again by the table, naming the first weight.
     """
+    table = layer_table(whole, network)
+    rebuilt = thin(whole, table)
     wanted: Mapping[str, Any] = network.state_dict()
     for name, tensor in rebuilt.state_dict().items():
         if tensor.shape != wanted[name].shape:
@@ -172,3 +192,4 @@ def _check_rebuilt(rebuilt: nn.Module, network: nn.Module, example: Tensor) -> N
             "this teacher answers differently after it was taken apart, so its forward does not "
             f"go by its layers' sizes alone: {REMEDY}"
         )
+    return table

@@ -12,7 +12,7 @@ from hydistill_edge.errors import MethodError, TeacherError, UsageError
 from hydistill_edge.models.counting import count
 from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.projected import project
-from hydistill_edge.models.slimming import slim
+from hydistill_edge.models.slimming import slim, why_not_slim
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.models.thinning import thin
@@ -171,6 +171,11 @@ def test_forward_that_counts_on_its_sizes_is_refused() -> None:
 
     with pytest.raises(MethodError, match="choose a network of the zoo"):
         slim(teacher_of(Fixed()), macs_share=0.5)
+
+
+def test_reason_is_told_without_an_error_when_a_teacher_cannot_be_slimmed() -> None:
+    assert why_not_slim(teacher_of(TwoBranches())) == ""
+    assert "graph is fixed" in why_not_slim(teacher_of(TwoBranches(), "onnx:model.onnx"))
 
 
 def test_onnx_teacher_is_refused() -> None:
