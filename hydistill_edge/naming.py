@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-FORM_PREFIXES = ("projected:", "slimmed:")
+PROJECTED_FORM, SLIMMED_FORM = "projected:", "slimmed:"
 """In front of an architecture's name: what our own code does with the network."""
 
 
@@ -17,9 +17,16 @@ def network_name(architecture: str) -> str:
     Returns:
         `resnet8` for `zoo:resnet8`, `net.py:build, slimmed` for `slimmed:/a/folder/net.py:build`.
     """
-    done = []
-    while architecture.startswith(FORM_PREFIXES):
-        prefix, _, architecture = architecture.partition(":")
-        done.append(prefix)
-    name = architecture.removeprefix("zoo:").removeprefix("torchvision:")
+    forms, name = split_forms(architecture)
+    name = name.removeprefix("zoo:").removeprefix("torchvision:")
+    done = [form.removesuffix(":") for form in forms]
     return ", ".join([PurePath(name).name if ".py:" in name else name, *done])
+
+
+def split_forms(architecture: str) -> tuple[list[str], str]:
+    """Return the forms in front of an architecture's name, the outermost first, and the rest."""
+    forms = []
+    while architecture.startswith((PROJECTED_FORM, SLIMMED_FORM)):
+        form, colon, architecture = architecture.partition(":")
+        forms.append(form + colon)
+    return forms, architecture

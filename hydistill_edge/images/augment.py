@@ -220,8 +220,8 @@ def cutmix(images: Tensor, *, alpha: float, generator: torch.Generator) -> Mixed
     height, width = images.shape[2:]
     side = (1.0 - lam).sqrt()
     places = torch.rand((2, len(images)), generator=generator, device=generator.device)
-    rows = _covered(places[0].to(images.device), side, height)
-    columns = _covered(places[1].to(images.device), side, width)
+    rows = _covered(places[0].to(images.device), (side * height).round().long(), height)
+    columns = _covered(places[1].to(images.device), (side * width).round().long(), width)
     box = rows[:, :, None] & columns[:, None, :]
     mixed = torch.where(box[:, None], images[permutation], images)
     return Mixed(mixed, 1.0 - box.float().mean((1, 2)), permutation)
@@ -245,12 +245,11 @@ def _pairs(
     return lam, permutation.to(images.device)
 
 
-def _covered(place: Tensor, share: Tensor, size: int) -> Tensor:
+def _covered(draw: Tensor, lengths: Tensor, size: int) -> Tensor:
     """Return which of `size` places lie within a stretch around a random one, shape (N, size)."""
-    length = (share * size).round().long()
-    first = (place * size).long() - length // 2
-    distance = torch.arange(size, device=place.device) - first[:, None]
-    return (distance >= 0) & (distance < length[:, None])
+    first = (draw * size).long() - lengths // 2
+    distance = torch.arange(size, device=draw.device) - first[:, None]
+    return (distance >= 0) & (distance < lengths[:, None])
 
 
 def _check_batch(images: Tensor) -> None:
@@ -377,12 +376,7 @@ def _luminance(images: Tensor) -> Tensor:
 
 def _cut_out(images: Tensor, draws: dict[str, Tensor], side: int) -> Tensor:
     """Fill a square around a random pixel; at the border a part of it falls outside."""
-
-    def covered(draw: Tensor, size: int) -> Tensor:
-        first = (draw * size).long() - side // 2
-        distance = torch.arange(size, device=images.device) - first[:, None]
-        return (distance >= 0) & (distance < side)
-
-    rows = covered(draws["cutout_y"], images.shape[2])
-    columns = covered(draws["cutout_x"], images.shape[3])
+    sides = torch.full((len(images),), side, device=images.device)
+    rows = _covered(draws["cutout_y"], sides, images.shape[2])
+    columns = _covered(draws["cutout_x"], sides, images.shape[3])
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], CUTOUT_FILL)

@@ -22,9 +22,7 @@ from hydistill_edge.models.projector import (
 )
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
-
-PREFIX = "projected:"
-"""In front of the backbone's architecture: "projected:zoo:resnet8"."""
+from hydistill_edge.naming import PROJECTED_FORM
 
 
 def project(
@@ -78,7 +76,7 @@ def project(
         backbone_options = {"width": student.width, **backbone_options}
     return Student(
         whole,
-        architecture=f"{PREFIX}{student.architecture}" if student.architecture else "",
+        architecture=f"{PROJECTED_FORM}{student.architecture}" if student.architecture else "",
         classes=student.classes,
         channels=student.channels,
         size=student.size,

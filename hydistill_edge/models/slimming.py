@@ -21,9 +21,10 @@ from hydistill_edge.errors import MethodError, UsageError
 from hydistill_edge.models.anatomy import probe_input
 from hydistill_edge.models.counting import count
 from hydistill_edge.models.student import Student
-from hydistill_edge.models.taps import eval_mode
+from hydistill_edge.models.taps import eval_mode, list_taps
 from hydistill_edge.models.teacher import Teacher
-from hydistill_edge.models.thinning import PREFIX, LayerTable, layer_table, thin
+from hydistill_edge.models.thinning import LayerTable, layer_table, thin
+from hydistill_edge.naming import SLIMMED_FORM
 
 STEPS, FINE = 32, 8
 """Ratios of channels that go are tried in steps of 1/32, and within the last one in eighths of it.
@@ -61,7 +62,7 @@ def slim(teacher: Teacher, *, macs_share: float, channels: int | None = None) ->
         spec=teacher.spec,
         classes=teacher.classes,
         # A teacher of a network in memory has no name to be built from again.
-        architecture=f"{PREFIX}{teacher.architecture}" if ":" in teacher.architecture else "",
+        architecture=f"{SLIMMED_FORM}{teacher.architecture}" if ":" in teacher.architecture else "",
         options={"network": dict(teacher.options), "layers": table},
         channels=channels,
         # Its training mends what a folded mean changes at the border of the image.
@@ -73,7 +74,8 @@ def why_not_slim(teacher: Teacher) -> str:
     """Return why no channels can be taken out of a teacher; empty where they can."""
     try:
         whole, example = _taken_apart(teacher)
-        _checked_table(whole, _slimmed(whole, example, 0.5), example)
+        slimmed = _slimmed(whole, example, 0.5, last=_last_layer(whole, example))
+        _checked_table(whole, slimmed, example)
     except MethodError as error:
         return str(error)
     return ""
@@ -103,12 +105,13 @@ def _within(network: nn.Module, example: Tensor, share: float) -> nn.Module:
     """
     channels, size = example.shape[1], (example.shape[2], example.shape[3])
     whole = count(network, channels=channels, size=size).macs
+    last = _last_layer(network, example)
     smallest = 1.0
 
     def first(ratios: Iterable[float]) -> tuple[nn.Module, float] | None:
         nonlocal smallest
         for ratio in ratios:
-            slimmed = _slimmed(network, example, ratio)
+            slimmed = _slimmed(network, example, ratio, last=last)
             found = count(slimmed, channels=channels, size=size).macs / whole
             if found <= share:
                 return slimmed, ratio
@@ -126,8 +129,8 @@ def _within(network: nn.Module, example: Tensor, share: float) -> nn.Module:
     )
 
 
-def _slimmed(network: nn.Module, example: Tensor, ratio: float) -> nn.Module:
-    """Return a copy with a ratio of the channels taken out of every group of layers."""
+def _slimmed(network: nn.Module, example: Tensor, ratio: float, *, last: str) -> nn.Module:
+    """Return a copy with a ratio of the channels taken out of all groups of layers but the last."""
     # Imported here: only who slims needs it.
     import torch_pruning
 
@@ -140,7 +143,7 @@ def _slimmed(network: nn.Module, example: Tensor, ratio: float) -> nn.Module:
                 example,
                 importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
                 pruning_ratio=ratio,
-                ignored_layers=_outputs(trial, example),
+                ignored_layers=[trial.get_submodule(last)],
             )
             pruner.step()
             trial(example)
@@ -152,21 +155,12 @@ def _slimmed(network: nn.Module, example: Tensor, ratio: float) -> nn.Module:
     return trial
 
 
-def _outputs(network: nn.Module, example: Tensor) -> list[nn.Module]:
-    """Return the layers that make the logits: as many outputs as there are classes, run last."""
-    seen: list[nn.Module] = []
-    hooks = [
-        module.register_forward_hook(lambda module, _given, _made: seen.append(module))
-        for module in network.modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d))
-    ]
-    try:
-        with torch.no_grad():
-            network(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen[-1:]
+def _last_layer(network: nn.Module, example: Tensor) -> str:
+    """Return the name of the layer that makes the logits: the one that is run last."""
+    modules, kinds = dict(network.named_modules()), (nn.Linear, nn.Conv2d)
+    return [
+        tap.name for tap in list_taps(network, example) if isinstance(modules[tap.name], kinds)
+    ][-1]
 
 
 def _checked_table(whole: nn.Module, network: nn.Module, example: Tensor) -> LayerTable:

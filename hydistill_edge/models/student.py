@@ -29,7 +29,7 @@ from hydistill_edge.models.folding import PIXEL_CENTRE, PIXEL_SCALE, InputPlan, 
 from hydistill_edge.models.pixels import InputSpec, adapt_pixels
 from hydistill_edge.models.taps import eval_mode
 from hydistill_edge.models.weights import digest_weights, load_into, read_weights
-from hydistill_edge.naming import FORM_PREFIXES
+from hydistill_edge.naming import split_forms
 from hydistill_edge.seeding import seeded
 
 SCHEMA_VERSION = 1
@@ -379,11 +379,9 @@ def _with_code(name: str, given: str | None) -> str:
     """Return the stored name with the Python file that the caller gave in place of the stored."""
     if given is None or not is_code(name):
         return name
-    prefixes, rest = "", name
-    while rest.startswith(FORM_PREFIXES):
-        prefix, _, rest = rest.partition(":")
-        prefixes += f"{prefix}:"
-    return given if given.startswith(FORM_PREFIXES) else prefixes + given
+    stored, _ = split_forms(name)
+    named, _ = split_forms(given)
+    return given if named else "".join(stored) + given
 
 
 def _read_description(path: Path) -> dict[str, Any]:

@@ -9,9 +9,6 @@ from torch import nn
 
 from hydistill_edge.errors import TeacherError
 
-PREFIX = "slimmed:"
-"""In front of an architecture: that network with the layers of `options["layers"]` made smaller."""
-
 LayerTable = dict[str, list[int]]
 """Layer name -> its sizes: outputs, inputs and groups of a convolution, outputs and inputs of a
 linear layer, channels of a batch norm."""

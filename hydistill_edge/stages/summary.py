@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from hydistill_edge.atomic import space_errors, write_bytes, write_text
-from hydistill_edge.run_directory import read_json
+from hydistill_edge.atomic import write_bytes
+from hydistill_edge.run_directory import read_json, write_json
 from hydistill_edge.stages import artifacts, evaluation
 from hydistill_edge.stages.artifacts import Built
 from hydistill_edge.stages.method_facts import method_facts
@@ -29,10 +28,9 @@ def run(work: Work) -> None:
     work.report("report", 0, 1, {})
     summary = summarize(work)
     # Always made anew: it takes a moment, and a report must never show an older run's numbers.
-    with space_errors(work.path("report.html")):
-        write_text(work.path("summary.json"), json.dumps(summary, indent=2) + "\n")
-        save_preview(work)
-        write_report(work.run.path)
+    write_json(work.path("summary.json"), summary)
+    save_preview(work)
+    write_report(work.run.path)
     work.report("report", 1, 1, {})
 
 

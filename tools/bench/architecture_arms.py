@@ -16,7 +16,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,9 +224,7 @@ def main(names: Sequence[str] = (SMALL, *arms(FULL))) -> None:
     full = replace(FULL, steps=8, small_steps=2, evaluations=1) if given.tiny else FULL
     data = Data(given.shared, "0:100" if given.tiny else TEST_ROWS)
     runs = Runs(given.keep, given.seeds)
-    for seed in runs.seeds:
-        for name in names:
-            runs.do(name, seed, partial(run, name, seed, full, data, given.keep))
+    runs.do_all(names, lambda name, seed: run(name, seed, full, data, given.keep))
     table = runs.table(list(names))
     closed = closed_share(table)
     gate = at_least("share of the gap closed", closed["share"], LEAST_CLOSED, unit="fraction")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,12 @@ class Runs:
             print(arm, seed, shown, flush=True)
         done: dict[str, Any] = read_json(file)
         return done
+
+    def do_all(self, arms: Iterable[str], run: Callable[[str, int], Mapping[str, Any]]) -> None:
+        """Run every arm with every seed of this process, one seed after the other."""
+        for seed in self.seeds:
+            for arm in arms:
+                self.do(arm, seed, partial(run, arm, seed))
 
     def table(self, arms: Sequence[str], number: str = "accuracy") -> dict[str, dict[int, float]]:
         """Return one number of all finished runs, by arm and seed."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +134,10 @@ def main() -> None:
     given = arguments(QUESTION)
     runs = Runs(given.keep, given.seeds)
     task = read_task(given.shared, given.keep)
-    for seed in runs.seeds:
-        for name in ARMS:
-            runs.do(
-                name,
-                seed,
-                partial(run, name, seed, task.teacher, task.unseen, task.test, given.keep),
-            )
+    runs.do_all(
+        ARMS,
+        lambda name, seed: run(name, seed, task.teacher, task.unseen, task.test, given.keep),
+    )
     entropy = runs.table(["hybrid", "wo_smoothing"], "class_entropy")
     write_result(
         "hidfd_arms",

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,11 +151,10 @@ def main() -> None:
     tests = {"plain": test, "restyled": Split(restyled(test.images, seed=0), test.labels)}
     images = (task.unseen.images, digits.images)
     arms = {**STAGES, **dict.fromkeys(POOL_SHARES, FULL)}
-    for seed in runs.seeds:
-        for name, settings in arms.items():
-            runs.do(
-                name, seed, partial(run, settings, name, seed, teacher, images, tests, given.keep)
-            )
+    runs.do_all(
+        arms,
+        lambda name, seed: run(arms[name], name, seed, teacher, images, tests, given.keep),
+    )
     restyled_table = runs.table(list(arms), "accuracy_restyled")
     shares = {
         when: runs.table(["full"], f"fitting_share_{when}")["full"] for when in ("first", "last")

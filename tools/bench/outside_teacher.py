@@ -28,6 +28,7 @@ import yaml
 from hydistill_edge.build import build, open_recipe
 from hydistill_edge.images.resize import RESIZE_RULE
 from hydistill_edge.models.student import Student
+from hydistill_edge.naming import network_name
 from hydistill_edge.recipe import Recipe
 from hydistill_edge.run_directory import RunDirectory, read_json, write_json
 from hydistill_edge.stages.work import Work, quiet
@@ -50,8 +51,7 @@ class Row:
     """How one row is built.
 
     Attributes:
-        student: Of images made from the teacher alone, only a student that starts from the
-            teacher's weights learns enough.
+        student: section of the recipe.
         synthetic: images to make.
         minutes: at most for the student's training.
         real_share: of each batch; None for the images' own share.
@@ -197,7 +197,10 @@ def run_row(recipe: Recipe, out: Path) -> dict[str, Any]:
     ]
     return {
         "images": summary["transfer"],
-        "student": {key: summary["student"][key] for key in ("arch", "width", "params", "macs")},
+        "student": {
+            "arch": network_name(summary["student"]["arch"]),
+            **{key: summary["student"][key] for key in ("width", "params", "macs")},
+        },
         "macs_ratio": summary["student"]["macs"] / summary["teacher"]["macs"],
         "teacher_accuracy": 100 * summary["teacher"]["accuracy"],
         "student_accuracy": 100 * summary["student"]["accuracy"],

@@ -15,7 +15,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -236,9 +235,7 @@ def main() -> None:
     torch.set_num_threads(1)
     runs = Runs(given.keep, given.seeds)
     task = read_task(given.shared, given.keep, width=TEACHER_WIDTH)
-    for seed in runs.seeds:
-        for name in ARMS:
-            runs.do(name, seed, partial(run, name, seed, task, given.keep))
+    runs.do_all(ARMS, lambda name, seed: run(name, seed, task, given.keep))
     table = runs.table(list(ARMS))
     if not all(0 in seeds for seeds in table.values()):
         print("seed 0 is not done: the graphs of it are timed")

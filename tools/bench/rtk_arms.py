@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +145,9 @@ def main() -> None:
     teacher, test = task.teacher, task.test
     images = task.unseen.images[:IMAGES]
     arms = {**ARMS, **CORRUPTED_ARMS}
-    for seed in runs.seeds:
-        for name, settings in arms.items():
-            runs.do(
-                name, seed, partial(run, settings, name, seed, teacher, images, test, given.keep)
-            )
+    runs.do_all(
+        arms, lambda name, seed: run(arms[name], name, seed, teacher, images, test, given.keep)
+    )
     write_result(
         "rtk_arms",
         question=QUESTION,

@@ -99,9 +99,7 @@ def main() -> None:
         seconds = time.monotonic() - started
         return {"accuracy": accuracy(trained.student, task.test), "seconds": seconds}
 
-    for seed in given.seeds:
-        for name in ARMS:
-            runs.do(name, seed, lambda name=name, seed=seed: run(name, seed))  # type: ignore[misc]
+    runs.do_all(ARMS, run)
     spec = teacher.spec
     whole = count(teacher.network, channels=spec.channels, size=spec.size)
     write_result(
