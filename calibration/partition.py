@@ -67,13 +67,14 @@ def partition(
     ranges want to see some. Parity then takes real images up to half of its number (all others
     that there are, where they are fewer; more where the synthetic ones do not fill it), because
     agreement on real images is what counts and agreement on synthetic ones is judged beside it.
-    The rest calibrates.
+    The rest calibrates. Procedural images, which resemble nothing that the network was made for,
+    are taken only where the others do not suffice.
     Where there are too few images, all three shrink in proportion, and `reason` says so.
 
     Args:
         hashes: content hashes, shape (N, bytes) uint8.
         pseudo_labels: the teacher's class of every image, shape (N,).
-        origins: "real", "web", "synthetic" or "derived", shape (N,).
+        origins: one of "real", "web", "synthetic", "derived" and "procedural", shape (N,).
         may_ship: whether an image may leave the run directory, shape (N,).
         calibration: images wanted.
         parity: images wanted.
@@ -109,16 +110,20 @@ def partition(
         draw,
     )
     pool = np.setdiff1d(pool, chosen_golden)
-    is_real = sources[pool] == "real"
+    is_real, is_drawn = sources[pool] == "real", sources[pool] == "procedural"
     keep = min(int(is_real.sum()) // KEPT_SHARE, MOST_KEPT, sizes["calibration"])
     kept = draw(pool[is_real], keep if keep >= LEAST_KEPT else 0)
     chosen_parity = _filled(
-        [np.setdiff1d(pool[is_real], kept), pool[~is_real], np.setdiff1d(pool, kept)],
+        [np.setdiff1d(pool[is_real], kept), pool[~is_real & ~is_drawn], np.setdiff1d(pool, kept)],
         [(sizes["parity"] + 1) // 2, sizes["parity"], sizes["parity"]],
         draw,
     )
     pool = np.setdiff1d(pool, chosen_parity)
-    chosen_calibration = balanced(pool, labels, order, sizes["calibration"], score)
+    chosen_calibration = _filled(
+        [pool[sources[pool] != "procedural"], pool],
+        [sizes["calibration"]] * 2,
+        lambda rows, count: balanced(rows, labels, order, count, score),
+    )
 
     got = {
         "calibration": len(chosen_calibration),

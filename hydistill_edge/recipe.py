@@ -51,9 +51,14 @@ The same module holds the method's `distill`, which takes what that of `methods.
 
 MethodName = Literal["kd", "rtk", "kd3", "hidfd", "infer", "arch_overfitting", "none"]
 
-_INVERSION = "hydistill_edge.synthesis.inversion:InversionSettings"
-_GAN = "hydistill_edge.synthesis.gan_settings:GanSettings"
-_INFER = "hydistill_edge.synthesis.infer_settings:CompensatorSettings"
+_MAKERS = {
+    "inversion": "hydistill_edge.synthesis.inversion:InversionSettings",
+    "procedural": "hydistill_edge.synthesis.procedural_set:ProceduralSettings",
+    "gan": "hydistill_edge.synthesis.gan_settings:GanSettings",
+    "infer": "hydistill_edge.synthesis.infer_settings:CompensatorSettings",
+}
+"""Sections of `images.synthetic`, and their settings dataclasses."""
+
 _SOURCE = "hydistill_edge.images.sources:SourceSpec"
 
 _NOT_IN_A_NAME = ("Cc", "Cs", "Zl", "Zp")
@@ -110,9 +115,10 @@ def _class_names(names: tuple[str, ...]) -> tuple[str, ...]:
 MemberName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
 ClassNames = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_class_names)]
 Fraction = Annotated[float, AfterValidator(_fraction)]
-Inversion = Annotated[Any, PlainValidator(lambda value: _as(_INVERSION, value))]
-Gan = Annotated[Any, PlainValidator(lambda value: _as(_GAN, value))]
-Infer = Annotated[Any, PlainValidator(lambda value: _as(_INFER, value))]
+Inversion = Annotated[Any, PlainValidator(lambda value: _as(_MAKERS["inversion"], value))]
+Procedural = Annotated[Any, PlainValidator(lambda value: _as(_MAKERS["procedural"], value))]
+Gan = Annotated[Any, PlainValidator(lambda value: _as(_MAKERS["gan"], value))]
+Infer = Annotated[Any, PlainValidator(lambda value: _as(_MAKERS["infer"], value))]
 Source = Annotated[Any, PlainValidator(lambda value: _as(_SOURCE, value))]
 Training = Annotated[Any, PlainValidator(_as_training)]
 
@@ -192,6 +198,11 @@ class Synthetic(Section):
         "buys, in place of all others.",
     )
     inversion: Inversion = Field(default_factory=dict, description="Settings of the inversion.")
+    procedural: Procedural = Field(
+        default_factory=dict,
+        description="Images from formulas, in addition: textures and shapes of which the teacher "
+        "sees every class. For builds without real images.",
+    )
     gan: Gan = Field(default_factory=dict, description="Settings of the GAN.")
     infer: Infer = Field(default_factory=dict, description="Settings of the compensated set.")
 
@@ -612,8 +623,8 @@ class Recipe(Section):
 
     def _image_problems(self) -> Iterator[tuple[KeyPath, str]]:
         classes = self.class_names()
-        count = self.images.synthetic.count
-        if not self.images.real and count == 0:
+        count, drawn = self.images.synthetic.count, self.images.synthetic.procedural.count
+        if not self.images.real and count == 0 and drawn == 0:
             yield (
                 ("images",),
                 "no image to work with: give real sources, or synthetic.count above 0",
@@ -630,11 +641,12 @@ class Recipe(Section):
                 ("images", "pilot", "count"),
                 f"{self.images.pilot.count} images cannot cover {len(classes)} classes",
             )
-        if 0 < count < len(classes):
-            yield (
-                ("images", "synthetic", "count"),
-                f"{count} images cannot cover {len(classes)} classes",
-            )
+        for path, number in ((("count",), count), (("procedural", "count"), drawn)):
+            if 0 < number < len(classes):
+                yield (
+                    ("images", "synthetic", *path),
+                    f"{number} images cannot cover {len(classes)} classes",
+                )
         for name in ("evaluation", "shifted_evaluation"):
             source = getattr(self, name)
             if source is not None and not source.use_labels:
@@ -746,7 +758,8 @@ class _FileSchema(Recipe):
 
 def _settings_names() -> dict[str, str]:
     return {
-        **{"Source": _SOURCE, "Inversion": _INVERSION, "Gan": _GAN, "Infer": _INFER},
+        "Source": _SOURCE,
+        **{kind.capitalize(): where for kind, where in _MAKERS.items()},
         **_method_names(),
     }
 
@@ -760,9 +773,8 @@ def _fill_schema(schema: dict[str, Any]) -> None:
     definitions = schema["$defs"]
     source = {"$ref": "#/$defs/Source"}
     definitions["ImageSection"]["properties"]["real"]["items"] = source
-    definitions["Synthetic"]["properties"]["inversion"] = {"$ref": "#/$defs/Inversion"}
-    definitions["Synthetic"]["properties"]["gan"] = {"$ref": "#/$defs/Gan"}
-    definitions["Synthetic"]["properties"]["infer"] = {"$ref": "#/$defs/Infer"}
+    for kind in _MAKERS:
+        definitions["Synthetic"]["properties"][kind] = {"$ref": f"#/$defs/{kind.capitalize()}"}
     for name in ("evaluation", "shifted_evaluation"):
         schema["properties"][name]["anyOf"] = [source, {"type": "null"}]
     methods = [{"$ref": f"#/$defs/{name}"} for name in _method_names()]
@@ -936,7 +948,7 @@ def _known_keys(path: KeyPath) -> list[str]:
     """Return the keys that may stand at a place of the recipe."""
     node: Any = Recipe
     settings = {
-        **{"inversion": _INVERSION, "gan": _GAN, "infer": _INFER},
+        **_MAKERS,
         **dict.fromkeys(("real", "evaluation", "shifted_evaluation"), _SOURCE),
     }
     for part in path:

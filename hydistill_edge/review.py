@@ -51,7 +51,7 @@ class Queued:
         threshold: that the confidence must exceed to be selected.
         selected: whether it was, in the last epoch.
         times: in how many epochs it was.
-        origin: real, web, synthetic or derived.
+        origin: real, web, synthetic, derived or procedural.
         address: where it was found.
         licence: the note that stays with it.
         sha256: of its pixels.

@@ -54,7 +54,7 @@ def golden_files(
     Args:
         images: shape (N, H, W, C) uint8, C = 1 or 3; N = 0 gives no files, `note` should say why.
         ids: source id of each image.
-        origins: "real", "web", "synthetic" or "derived", of each.
+        origins: one of `manifest.ORIGINS` for each.
         may_ship: whether each may leave the build; synthetic ones always may.
         student_logits: of the float student, shape (N, classes).
         artifact_logits: of the artifact on this machine; None where it cannot run here.

@@ -28,7 +28,7 @@ MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
 TARGETS = ("onnxruntime", "openvino", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-ORIGINS = ("real", "web", "synthetic", "derived")
+ORIGINS = ("real", "web", "synthetic", "derived", "procedural")
 EVIDENCE = ("parity", "latency", "calibration", "evaluation", "provenance")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -84,7 +84,7 @@ class SourceSpec:
         shuffle_seed: shuffles the rows; None keeps their order.
         limit: at most so many, counted last.
         use_labels: read true labels; False leaves them untouched.
-        origin: what the images are: real, web, synthetic or derived.
+        origin: what the images are: real, web, synthetic, derived or procedural.
         licence: a note that stays with every image.
         may_ship: whether the images may leave the run directory; needs a licence note.
         on_corrupt: refuse the source for a broken image, or skip the image and say so.

@@ -24,12 +24,13 @@ KIND = "hydistill-transfer-set"
 MANIFEST = "manifest.json"
 SHARD_BYTES = 64 * 2**20
 
-Origin = Literal["real", "web", "synthetic", "derived"]
+Origin = Literal["real", "web", "synthetic", "derived", "procedural"]
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 """Where an image can come from; a shard stores the place in this list."""
 
 REAL_ORIGINS: tuple[Origin, ...] = ("real", "web")
-"""Images that were taken; the others were made, `derived` ones from real images and a tensor."""
+"""Images that were taken. The others were made: `synthetic` ones from a network, `derived` ones
+from real images and a tensor, `procedural` ones from formulas."""
 
 LogitsDtype = Literal["float32", "float16"]
 

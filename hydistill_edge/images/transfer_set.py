@@ -131,7 +131,7 @@ class TransferSet:
 
     @cached_property
     def origins(self) -> NDArray[np.str_]:
-        """Where each image comes from, shape (N,): real, web, synthetic or derived."""
+        """Where each image comes from, shape (N,): one of `ORIGINS`."""
         origins: NDArray[np.str_] = np.array(ORIGINS)[self._places("origins", len(ORIGINS))]
         return origins
 

@@ -163,9 +163,17 @@ def _make(work: Work, folder: Path) -> None:
 
 
 def _from_set(work: Work) -> Candidates:
-    transfer = work.transfer
+    """Take the whole transfer set, without procedural images where the others suffice."""
+    transfer, parts = work.transfer, work.partition
+    rows = np.flatnonzero(transfer.origins != "procedural")
+    if len(rows) < work.recipe.calibration.count + len(parts.parity) + len(parts.golden):
+        rows = np.arange(len(transfer))
     return Candidates(
-        transfer.images, transfer.hashes, transfer.pseudo_labels, transfer.ids, "transfer"
+        lambda places: transfer.images(rows[places]),
+        transfer.hashes[rows],
+        transfer.pseudo_labels[rows],
+        [transfer.ids[int(row)] for row in rows],
+        "transfer",
     )
 
 

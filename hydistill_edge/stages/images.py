@@ -160,9 +160,15 @@ def _make(work: Work, out: Path) -> None:
                 # A GAN may repeat what it was shown: its images ship where those may.
                 may_ship=maker != "gan" or all(spec.may_ship for spec in recipe.images.real),
             )
+        drawn = _draw(work, writer)
         writer.describe(
-            method=f"real and {maker}" if real.specs and made else maker if made else "real",
+            method=" and ".join(
+                word
+                for word, there in (("real", real.specs), (maker, made), ("procedural", drawn))
+                if there
+            ),
             details={
+                **({"procedural": drawn} if drawn else {}),
                 "inversion": made if maker == "inversion" else {},
                 **({maker: made} if maker != "inversion" else {}),
                 "skipped": [asdict(entry) for entry in real.skipped],
@@ -302,6 +308,36 @@ def _invert(
         "note": found.note,
         "history": found.history,
     }
+
+
+def _draw(work: Work, writer: TransferSetWriter) -> dict[str, Any]:
+    """Add images from formulas, as many of each class as the teacher sees; return how it went."""
+    from hydistill_edge.synthesis.procedural_set import draw_set
+
+    settings, spec = work.recipe.images.synthetic.procedural, work.teacher.spec
+    if settings.count == 0:
+        return {}
+    height, width, channels = work.recipe.image_size()
+    classes = work.recipe.class_names()
+    found = draw_set(
+        lambda images: network_logits(work.teacher, images),
+        settings,
+        classes=len(classes),
+        size=(height, width),
+        channels=channels,
+        mean=spec.mean,
+        std=spec.std,
+        seed=work.recipe.seed,
+        progress=lambda done, total: work.report("images", done, total, {}),
+    )
+    writer.add(
+        found.images,
+        found.logits,
+        origin="procedural",
+        ids=[f"procedural-{number:06d}" for number in found.numbers],
+        may_ship=True,
+    )
+    return found.to_dict(classes)
 
 
 def _no_images(work: Work) -> NDArray[np.uint8]:

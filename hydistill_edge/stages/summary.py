@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hydistill_edge.atomic import write_bytes
+from hydistill_edge.images.transfer_format import REAL_ORIGINS
 from hydistill_edge.run_directory import read_json, write_json
 from hydistill_edge.stages import artifacts, evaluation
 from hydistill_edge.stages.artifacts import Built
@@ -16,7 +17,7 @@ from hydistill_edge.stages.method_facts import method_facts
 from hydistill_edge.stages.overlap import overlap_line
 from hydistill_edge.stages.work import Work
 
-PREVIEW_PER_CLASS = 12
+PREVIEW_PER_CLASS, PROCEDURAL_PER_CLASS = 12, 3
 SKIPPED = "{} images could not be read and were left out; transfer/manifest.json lists them"
 NOT_EVALUATED = "not measured: the recipe names no evaluation images"
 
@@ -35,17 +36,18 @@ def run(work: Work) -> None:
 
 
 def save_preview(work: Work) -> None:
-    """Write preview.npz: synthetic images of every class, for the report's contact sheet.
+    """Write preview.npz: made images of every class, for the report's contact sheet.
 
     Real images stay out: a report is a thing that people pass on.
     """
     transfer = work.transfer
     labels = transfer.pseudo_labels
-    synthetic = np.flatnonzero(transfer.origins == "synthetic")
-    rows = [
-        synthetic[labels[synthetic] == label][:PREVIEW_PER_CLASS]
-        for label in range(len(work.recipe.class_names()))
-    ]
+    origins = transfer.origins
+    rows = []
+    for label in range(len(work.recipe.class_names())):
+        drawn = np.flatnonzero((labels == label) & (origins == "procedural"))[:PROCEDURAL_PER_CLASS]
+        synthetic = np.flatnonzero((labels == label) & (origins == "synthetic"))
+        rows += [synthetic[: PREVIEW_PER_CLASS - len(drawn)], drawn]
     chosen = np.concatenate(rows)
     path = work.path("preview.npz")
     if not len(chosen):
@@ -176,14 +178,22 @@ def transfer_line(work: Work) -> dict[str, Any]:
     skipped, excluded = len(details.get("skipped", ())), details.get("excluded", 0)
     return {
         "images": manifest["count"],
-        "real": origins.get("real", 0) + origins.get("web", 0),
-        "synthetic": origins.get("synthetic", 0) + origins.get("derived", 0),
+        "real": sum(origins.get(origin, 0) for origin in REAL_ORIGINS),
+        "synthetic": manifest["count"] - sum(origins.get(origin, 0) for origin in REAL_ORIGINS),
         "bytes": manifest["bytes"]["total"],
         "duplicates": manifest["duplicates_dropped"],
         "skipped": skipped,
         "excluded": excluded,
         "skipped_note": SKIPPED.format(skipped) if skipped else "",
+        "procedural_note": _procedural_note(details.get("procedural")),
     }
+
+
+def _procedural_note(drawn: Mapping[str, Any] | None) -> str:
+    if not drawn:
+        return ""
+    told = f"{drawn['count']:,} images are from formulas, chosen of {drawn['drawn']:,} by class"
+    return f"{told}; {drawn['note']}" if drawn["note"] else told
 
 
 def _artifact(work: Work, built: Built, scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -128,6 +128,9 @@ def _selection_images(work: Work, choice: dict[str, Any]) -> Images:
     rows = np.setdiff1d(np.arange(len(transfer)), taken)
     chosen = set(choice["ids"])
     free = [row for row in rows.tolist() if transfer.ids[row] not in chosen]
+    origins = transfer.origins
+    near = [row for row in free if origins[row] != "procedural"]
+    free = near if len(near) >= LEAST_SELECTION else free
     step = max(1, len(free) // SELECTION_IMAGES)
     return transfer.images(np.array(free[::step][:SELECTION_IMAGES], np.int64))
 

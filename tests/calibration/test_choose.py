@@ -192,6 +192,16 @@ def test_partition_prefers_synthetic_and_sure_golden_images() -> None:
     assert set(parts.golden % 3) == {0, 1, 2}
 
 
+def test_partition_takes_procedural_images_where_the_others_lack_only() -> None:
+    enough = parted(["synthetic"] * 17 + ["procedural"] * 20)
+    for rows in (enough.calibration, enough.parity, enough.golden):
+        assert rows.max() < 17
+
+    short = parted(["procedural"] * 20 + ["synthetic"] * 14)
+    assert min(short.golden.min(), short.parity.min()) >= 20
+    assert (len(short.calibration), (short.calibration >= 20).sum()) == (6, 3)
+
+
 def test_partition_shrinks_in_proportion_when_too_few_images_are_there() -> None:
     parts = parted(["synthetic"] * 17, calibration=60, parity=100, golden=4)
 

@@ -84,7 +84,8 @@ def test_manifest_counts_classes_and_origins_when_closed(tmp_path: Path) -> None
     manifest = TransferSet.open(tmp_path / "set").manifest
     assert manifest["per_class"] == {"scratch": 2, "dent": 0, "fine": 1}
     assert manifest["per_label"] == {"scratch": 0, "dent": 1, "fine": 1}
-    assert manifest["per_origin"] == {"real": 3, "web": 0, "synthetic": 0, "derived": 0}
+    origins = {"real": 3, "web": 0, "synthetic": 0, "derived": 0, "procedural": 0}
+    assert manifest["per_origin"] == origins
     assert manifest["seeds"] == {"images": 7}
     assert manifest["bytes"]["images"] == 3 * 48
 
