@@ -256,6 +256,17 @@ def _relative(path: Path, base: Path) -> str:
     return os.path.relpath(path.absolute(), base.absolute())
 
 
+def _procedural(has_real: bool, classes: int) -> list[str]:
+    """Return the lines on images from formulas: for builds without real ones."""
+    if has_real:
+        return []
+    return [
+        "    # From formulas, as many of each class as the teacher sees: without real images, they",
+        "    # teach the student most.",
+        f"    procedural: {{count: {max(16384, 16 * classes)}}}",
+    ]
+
+
 def _zoo_student(shape: Mapping[str, Any]) -> list[str]:
     small = max(shape["height"], shape["width"]) <= SMALL_INPUT
     return [
@@ -335,6 +346,7 @@ def _recipe_text(
     lines += [
         "  synthetic:",
         f"    count: {max(2048, 8 * len(facts['classes']))}  # made from the teacher alone",
+        *_procedural(source is not None, len(facts["classes"])),
         "",
         "method: kd",
         "student:",

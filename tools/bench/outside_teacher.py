@@ -55,12 +55,14 @@ class Row:
         synthetic: images to make.
         minutes: at most for the student's training.
         real_share: of each batch; None for the images' own share.
+        procedural: images from formulas, and how many to draw for each that is kept.
     """
 
     student: Mapping[str, Any]
     synthetic: int
     minutes: int
     real_share: float | None = None
+    procedural: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def cases(shared: Path) -> dict[str, Case]:
             training={"steps": 30_000, "batch": 128, "cutmix_share": 0.5},
             # Images made from the teacher are understood at once: real ones take the whole batch.
             unlabelled=Row(SLIMMED, synthetic=512, minutes=38, real_share=1.0),
-            none=Row(SLIMMED, synthetic=3072, minutes=24),
+            none=Row(SLIMMED, synthetic=3072, minutes=23, procedural=(20_000, 4)),
         ),
         "neu_steel": Case(
             teacher={
@@ -148,7 +150,7 @@ def cases(shared: Path) -> dict[str, Case]:
                 minutes=6,
                 real_share=0.9,
             ),
-            none=Row({"architecture": "resnet20", "width": 0.35}, synthetic=2048, minutes=6),
+            none=Row(SLIMMED, synthetic=512, minutes=20, procedural=(16_000, 8)),
         ),
     }
 
@@ -162,7 +164,10 @@ def recipe_of(name: str, case: Case, kind: str) -> Recipe:
         "images": {
             **case.images,
             "real": [dict(case.pilot)] if kind == "unlabelled" else [],
-            "synthetic": {"count": row.synthetic},
+            "synthetic": {
+                "count": row.synthetic,
+                "procedural": dict(zip(("count", "draws"), row.procedural, strict=True)),
+            },
         },
         "student": dict(row.student),
         "training": {
