@@ -337,8 +337,21 @@ class Calibration(Section):
         default=None,
         gt=0,
         le=1,
-        description="Score that the images must reach; the default depends on whether real "
-        "images are there to judge by.",
+        description="Score that the images must reach, whatever int8 makes of them; the default "
+        "depends on what is there to judge by, and counts only where there are no controls.",
+    )
+    controls: int = Field(
+        default=32,
+        ge=0,
+        le=1024,
+        description="Images made anew from the student's own batch norms, on which every int8 "
+        "artifact is held against the student; 0 makes none, and the score decides.",
+    )
+    control_db: float = Field(
+        default=14.0,
+        gt=0,
+        le=100,
+        description="Signal to noise of int8 logits on the controls, at least, in decibels.",
     )
 
 

@@ -14,10 +14,14 @@ import pytest
 from hydistill_edge.build import open_recipe
 from hydistill_edge.calibration.choose import pixel_digest
 from hydistill_edge.calibration.ranges import METHODS
+from hydistill_edge.errors import RunDirectoryError
 from hydistill_edge.run_directory import RunDirectory
-from hydistill_edge.stages import calibration, targets
+from hydistill_edge.stages import artifacts, calibration, targets
 from hydistill_edge.stages.bundle import _fit_reject
+from hydistill_edge.stages.logits import network_logits
+from hydistill_edge.stages.summary import _calibration_gates
 from hydistill_edge.stages.work import Work, quiet
+from hydistill_edge.targets.parity import run_in_batches
 
 
 @pytest.fixture
@@ -113,11 +117,76 @@ def test_real_images_stand_in_for_batchnorm_and_are_apart(
     assert not taken & {image.tobytes() for image in given}
 
 
-def test_quality_is_a_gate_of_every_int8_artifact(run_copy: Path) -> None:
-    summary = json.loads((run_copy / "summary.json").read_text("utf-8"))
-    for artifact in summary["artifacts"]:
-        names = [gate["name"] for gate in artifact["gates"]]
-        assert ("quality of the calibration images" in names) == (artifact["precision"] == "int8")
+def gates_of(work: Work, **section: Any) -> dict[str, Any]:
+    changed = work.recipe.calibration.model_copy(update=section)
+    asked = Work(work.recipe.model_copy(update={"calibration": changed}), work.run, quiet)
+    planned = next(entry for entry in work.planned if entry.precision == "int8")
+    return {gate["name"]: gate for gate in _calibration_gates(asked, planned)}
+
+
+SIGNAL, QUALITY = "int8 signal on control images", "quality of the calibration images"
+
+
+def test_control_images_are_a_gate_of_every_int8_artifact(work: Work) -> None:
+    controls = calibration.read_controls(work)
+    images, choice = calibration.read_choice(work)
+    assert len(controls) == choice["controls"] == work.recipe.calibration.controls
+    assert not {image.tobytes() for image in controls} & {image.tobytes() for image in images}
+
+    planned = next(entry for entry in work.planned if entry.precision == "int8")
+    told = json.loads(work.path("targets", planned.key, "calibration.json").read_text("utf-8"))
+    with artifacts.read(work, planned).open() as runner:
+        logits = run_in_batches(runner.run, controls, planned.profile.batch).astype(float)
+    exact = network_logits(work.student, controls).astype(float)
+    expected = 10 * np.log10((exact**2).sum() / ((logits - exact) ** 2).sum())
+    assert told["control"]["snr_db"] == pytest.approx(expected)
+
+    summary = json.loads(work.path("summary.json").read_text("utf-8"))
+    (artifact,) = summary["artifacts"]
+    found = {gate["name"]: gate for gate in artifact["gates"]}
+    assert found[SIGNAL]["value"] == told["control"]["snr_db"]
+
+
+def test_signal_decides_where_there_are_controls_and_the_score_where_it_is_asked_for(
+    work: Work,
+) -> None:
+    asked = gates_of(work, control_db=1.0)  # the tiny recipe names a score
+    assert asked.keys() == {SIGNAL, QUALITY}
+    assert asked[SIGNAL]["passed"] is True
+    strict = gates_of(work, control_db=99.0, quality=None)
+    assert strict.keys() == {SIGNAL}
+    assert strict[SIGNAL]["passed"] is False
+    assert "set no range" in strict[SIGNAL]["why"]
+
+
+def test_score_decides_where_the_student_remembers_nothing(work: Work) -> None:
+    planned = next(entry for entry in work.planned if entry.precision == "int8")
+    file = work.path("targets", planned.key, "calibration.json")
+    told = json.loads(file.read_text("utf-8"))
+    del told["control"]
+    file.write_text(json.dumps(told))
+    found = gates_of(work, quality=None)
+    assert found.keys() == {QUALITY}
+    assert found[QUALITY]["value"] == told["quality"]["score"]
+
+
+@pytest.mark.parametrize("controls", [0, 2])
+def test_controls_are_as_many_as_asked_for_even_with_fewer_than_classes(
+    work: Work, controls: int
+) -> None:
+    section = work.recipe.calibration.model_copy(update={"controls": controls})
+    asked = Work(work.recipe.model_copy(update={"calibration": section}), work.run, quiet)
+    with work.run:
+        calibration.run(asked)
+    assert calibration.read_controls(asked).shape == (controls, 8, 8, 1)
+    _, choice = calibration.read_choice(asked)
+    assert choice["controls"] == controls
+
+
+def test_damaged_controls_are_told(work: Work) -> None:
+    work.path("calibration", "controls.npz").write_bytes(b"PK")
+    with pytest.raises(RunDirectoryError, match=r"controls\.npz is damaged"):
+        calibration.read_controls(work)
 
 
 def test_range_estimator_is_the_one_nearest_to_the_student(

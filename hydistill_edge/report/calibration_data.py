@@ -108,6 +108,15 @@ class Estimator:
 
 
 @dataclass(frozen=True)
+class Control:
+    """The artifact against the float student on images that set no range."""
+
+    images: float | None
+    snr_db: float | None
+    agreement: float | None
+
+
+@dataclass(frozen=True)
 class Calibration:
     """calibration.json of one artifact: its images, its scheme, and why this one."""
 
@@ -116,3 +125,4 @@ class Calibration:
     reason: str
     estimators: tuple[Estimator, ...]
     estimators_reason: str
+    control: Control | None

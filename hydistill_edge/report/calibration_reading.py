@@ -8,6 +8,7 @@ from __future__ import annotations
 from hydistill_edge.report.calibration_data import (
     Calibration,
     CalibrationSet,
+    Control,
     Coverage,
     Estimator,
     LayerCoverage,
@@ -39,6 +40,17 @@ def read_calibration(source: Json) -> Calibration:
         reason=why or text(source, "reason"),
         estimators=_estimators(source, text(scheme, "range_estimator")),
         estimators_reason=text(mapping(source, "selection"), "reason"),
+        control=_control(mapping(source, "control")),
+    )
+
+
+def _control(source: Json) -> Control | None:
+    if not source:
+        return None
+    return Control(
+        images=number(source, "images"),
+        snr_db=number(source, "snr_db"),
+        agreement=number(source, "agreement"),
     )
 
 

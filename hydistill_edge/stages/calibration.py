@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,9 @@ REFERENCE_IMAGES = 50
 
 STUDENT_FACTOR = 2
 """Images made from the student, per image wanted: the choice wants something to choose from."""
+
+
+CONTROLS = "controls.npz"
 
 
 @dataclass(frozen=True)
@@ -84,16 +87,39 @@ def read_choice(work: Work) -> tuple[Images, dict[str, Any]]:
     Raises:
         RunDirectoryError: one of them is damaged.
     """
-    path = work.path("calibration", "images.npz")
+    facts: dict[str, Any] = read_json(work.path("calibration", "choice.json"))
+    return _read_images(work.path("calibration", "images.npz")), facts
+
+
+def read_controls(work: Work) -> Images:
+    """Return the images that int8 artifacts are held against the student on, (N, H, W, C) uint8.
+
+    None of them set a range, whatever set those that did.
+
+    Raises:
+        RunDirectoryError: the file is damaged.
+    """
+    path = work.path("calibration", CONTROLS)
+    return (
+        _read_images(path) if path.exists() else np.empty((0, *work.recipe.image_size()), np.uint8)
+    )
+
+
+def _read_images(path: Path) -> Images:
     try:
         with np.load(path, allow_pickle=False) as file:
             images: Images = file["images"]
+            return images
     except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
         raise RunDirectoryError(
             f"{path} is damaged ({error}); delete it and build again"
         ) from error
-    facts: dict[str, Any] = read_json(work.path("calibration", "choice.json"))
-    return images, facts
+
+
+def _write_images(path: Path, images: Images) -> None:
+    stream = io.BytesIO()
+    np.savez(stream, images=images)
+    write_bytes(path, stream.getvalue())
 
 
 def read_moments(student: Student, images: Images) -> tuple[list[LayerMoments], dict[str, float]]:
@@ -148,9 +174,10 @@ def _make(work: Work, folder: Path) -> None:
         summarize(reader, graph, tensors, images),
         summarize(reader, graph, tensors, real) if len(real) else None,
     )
-    stream = io.BytesIO()
-    np.savez(stream, images=images)
-    write_bytes(folder / "images.npz", stream.getvalue())
+    _write_images(folder / "images.npz", images)
+    controls = _controls(work)
+    if len(controls):
+        _write_images(folder / CONTROLS, controls)
     write_json(
         folder / "choice.json",
         {
@@ -158,6 +185,7 @@ def _make(work: Work, folder: Path) -> None:
             "source": candidates.source,
             **choice.to_dict(),
             "quality": quality.to_dict(),
+            "controls": len(controls),
         },
     )
 
@@ -180,29 +208,52 @@ def _from_set(work: Work) -> Candidates:
 def _from_student(work: Work) -> Candidates:
     """Make images from the student's own batch norms: those are the ranges that are quantized."""
     from hydistill_edge.images.content_hash import content_hashes
-    from hydistill_edge.synthesis.inversion import invert
 
-    recipe = work.recipe
-    count = max(STUDENT_FACTOR * recipe.calibration.count, len(recipe.class_names()))
+    count = max(STUDENT_FACTOR * work.recipe.calibration.count, len(work.recipe.class_names()))
+    images = _inverted(work, count, seed=work.recipe.seed + 1)
+    labels = network_logits(work.student, images).argmax(axis=1)
+    ids = [f"student-inverted-{index:06d}" for index in range(count)]
+    return Candidates(lambda rows: images[rows], content_hashes(images), labels, ids, "student")
+
+
+def _controls(work: Work) -> Images:
+    """Make images from the student's own batch norms; none where it has none, nor stand-ins."""
+    from hydistill_edge.objectives.bn_statistics import bn_layers
+
+    count = work.recipe.calibration.controls
+    knows = bool(bn_layers(work.student.network)) or _stand_ins(work) is not None
+    if count == 0 or not knows:
+        return np.empty((0, *work.recipe.image_size()), np.uint8)
+    classes = len(work.recipe.class_names())
+    among = np.random.default_rng(work.recipe.seed).permutation(classes)[:count]
+    return _inverted(work, count, seed=work.recipe.seed + 2, among=sorted(among.tolist()))
+
+
+def _inverted(work: Work, count: int, *, seed: int, among: Sequence[int] | None = None) -> Images:
+    """Return images made from the student, shape (count, H, W, C) uint8.
+
+    Args:
+        work: gives the student.
+        count: how many.
+        among: places of the classes asked for; None for all.
+        seed: never the recipe's own, under which the teacher gave its images.
+    """
+    from hydistill_edge.synthesis.inversion import invert
 
     def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
         work.report("calibration", done, total + 1, metrics)
 
-    found = invert(
+    return invert(
         work.student,
         count=count,
-        settings=recipe.images.synthetic.inversion,
+        among=among,
+        settings=work.recipe.images.synthetic.inversion,
         real=_stand_ins(work),
         score=moment_score,
-        seed=recipe.seed + 1,  # never the images that the teacher gave under this seed
+        seed=seed,
         device=work.torch_device,
         progress=progress,
-    )
-    labels = network_logits(work.student, found.images).argmax(axis=1)
-    ids = [f"student-inverted-{index:06d}" for index in range(count)]
-    return Candidates(
-        lambda rows: found.images[rows], content_hashes(found.images), labels, ids, "student"
-    )
+    ).images
 
 
 def _stand_ins(work: Work) -> Images | None:

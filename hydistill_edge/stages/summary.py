@@ -15,7 +15,8 @@ from hydistill_edge.stages import artifacts, evaluation
 from hydistill_edge.stages.artifacts import Built
 from hydistill_edge.stages.method_facts import method_facts
 from hydistill_edge.stages.overlap import overlap_line
-from hydistill_edge.stages.work import Work
+from hydistill_edge.stages.work import Planned, Work
+from hydistill_edge.targets.gates import at_least
 
 PREVIEW_PER_CLASS, PROCEDURAL_PER_CLASS = 12, 3
 SKIPPED = "{} images could not be read and were left out; transfer/manifest.json lists them"
@@ -202,7 +203,7 @@ def _artifact(work: Work, built: Built, scores: Mapping[str, Any]) -> dict[str, 
     latency = _optional(work, "targets", planned.key, "latency.json")
     score = scores.get(planned.key)
     gates = list((latency or {}).get("gates", []))
-    gates += _calibration_gate(work, planned.precision)
+    gates += _calibration_gates(work, planned)
     drop = _accuracy_drop(work, planned.precision, score, scores.get("student"))
     verdicts = [
         parity["passed"] if parity else None,
@@ -233,23 +234,40 @@ def _artifact(work: Work, built: Built, scores: Mapping[str, Any]) -> dict[str, 
     return row
 
 
-def _calibration_gate(work: Work, precision: str) -> list[dict[str, Any]]:
-    """Return the gate on the quality of the calibration images, for an int8 artifact."""
-    choice = _optional(work, "calibration", "choice.json")
-    if precision != "int8" or choice is None:
+def _calibration_gates(work: Work, planned: Planned) -> list[dict[str, Any]]:
+    """Return the gates on what an int8 artifact was calibrated with.
+
+    What a set of images costs depends on the runtime, so the control images decide where there are
+    any; the score of the set decides where there are none, or where the recipe asks for one.
+    """
+    told = _optional(work, "targets", planned.key, "calibration.json")
+    if planned.precision != "int8" or told is None:
         return []
-    quality = choice["quality"]
-    return [
-        {
-            "name": "quality of the calibration images",
-            "passed": quality["passed"],
-            "value": quality["score"],
-            "limit": quality["limit"],
-            "direction": "at_least",
-            "unit": "score",
-            "why": "; ".join(quality["advice"]) or f"judged against {quality['reference']}",
-        }
-    ]
+    quality, control, section = told["quality"], told.get("control"), work.recipe.calibration
+    advice = "; ".join(quality["advice"])
+    gates = []
+    if control is not None:
+        why = f"{control['images']} images of the student's memory that set no range"
+        gates.append(
+            at_least(
+                "int8 signal on control images",
+                control["snr_db"],
+                section.control_db,
+                unit="dB",
+                why=f"{why}; {advice}" if advice else why,
+            )
+        )
+    if control is None or section.quality is not None:
+        gates.append(
+            at_least(
+                "quality of the calibration images",
+                quality["score"],
+                quality["limit"],
+                unit="score",
+                why=advice or f"judged against {quality['reference']}",
+            )
+        )
+    return [gate.to_dict() for gate in gates]
 
 
 def _accuracy_drop(

@@ -12,11 +12,11 @@ import numpy as np
 
 from hydistill_edge.run_directory import clear, write_json
 from hydistill_edge.stages import artifacts
-from hydistill_edge.stages.calibration import read_choice
+from hydistill_edge.stages.calibration import read_choice, read_controls
 from hydistill_edge.stages.logits import network_logits
 from hydistill_edge.stages.work import Planned, Work
 from hydistill_edge.targets.base import Artifact, Calibration, Images, Logits, Scheme
-from hydistill_edge.targets.parity import run_in_batches
+from hydistill_edge.targets.parity import compare, run_in_batches
 
 if TYPE_CHECKING:
     from hydistill_edge.targets.base import Graph
@@ -95,9 +95,9 @@ def _quantize(
         calibration = calibration_of(images, choice, scheme)
         return builder(planned.target).build(graph, "int8", planned.profile, calibration, out)
 
-    def evaluate(artifact: Artifact) -> Logits:
+    def answer(artifact: Artifact, asked: Images) -> Logits:
         with artifacts.open_file(planned, artifact.file) as runner:
-            return run_in_batches(runner.run, judges, planned.profile.batch)
+            return run_in_batches(runner.run, asked, planned.profile.batch)
 
     schemes = [
         choose_scheme(planned.target, planned.profile, range_estimator=method) for method in methods
@@ -105,10 +105,25 @@ def _quantize(
     if len(schemes) == 1:
         built, scheme, selection = build(schemes[0]), schemes[0], None
     else:
-        found = select_by_parity(schemes, build, evaluate, network_logits(work.student, judges))
+        found = select_by_parity(
+            schemes,
+            build,
+            lambda artifact: answer(artifact, judges),
+            network_logits(work.student, judges),
+        )
         built, scheme, selection = found.built, found.chosen, found.to_dict()
     artifact = _take(built, folder)
-    return artifact, {**choice, "scheme": scheme.to_dict(), "selection": selection}
+    facts = {**choice, "scheme": scheme.to_dict(), "selection": selection}
+    controls = read_controls(work)
+    if len(controls):
+        ids = [f"control-{index:04d}" for index in range(len(controls))]
+        held = compare(network_logits(work.student, controls), answer(artifact, controls), ids)
+        facts["control"] = {
+            "images": held.n,
+            "snr_db": held.snr_db,
+            "agreement": held.top1_agreement,
+        }
+    return artifact, facts
 
 
 def _take(built: Artifact, folder: Path) -> Artifact:

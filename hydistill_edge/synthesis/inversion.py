@@ -142,6 +142,7 @@ def invert(
     *,
     count: int,
     settings: InversionSettings | None = None,
+    among: Sequence[int] | None = None,
     channels: int | None = None,
     real: NDArray[np.uint8] | None = None,
     score: Score | None = None,
@@ -155,7 +156,8 @@ def invert(
         source: the network: a teacher for training images, a student for calibration images. Of
             several, with the same classes, losses are averaged, and the first one gives size and
             colors of the images.
-        count: images to make; at least one per class.
+        count: images to make; at least one per class that is asked for.
+        among: places of the classes to ask for, in turn; None for all classes.
         settings: how to make them.
         channels: channels of the images, where they differ from the network's (1: grey images for
             a network that sees them repeated).
@@ -179,7 +181,8 @@ def invert(
         )
     device = torch.device(device)
     sources = [source] if isinstance(source, Teacher | Student) else list(source)
-    classes = _check_request(sources, count, real)
+    classes = _check_request(sources, count, real, among)
+    places = np.arange(classes) if among is None else np.asarray(among)
     canvas = canvas_of(sources[0], channels, device)
     noise = torch.Generator(device).manual_seed(seed)
     choice, mixing = np.random.default_rng(seed), np.random.default_rng([seed, 1])
@@ -204,7 +207,7 @@ def invert(
             canvas.size,
             sum(w.image_bytes(canvas) for w in panel) if settings.batch is None else 0,
         )
-        parts = np.array_split(np.arange(count) % classes, -(-count // largest))
+        parts = np.array_split(places[np.arange(count) % len(places)], -(-count // largest))
         steps = settings.iterations * len(parts)
         for number, part in enumerate(parts):
             request = ask(
@@ -457,7 +460,12 @@ def _jittered(normalized: Tensor, reach: int, choice: np.random.Generator, *, fl
     return shifted.flip(3) if flip and choice.random() < 0.5 else shifted
 
 
-def _check_request(sources: Sequence[Source], count: int, real: NDArray[np.uint8] | None) -> int:
+def _check_request(
+    sources: Sequence[Source],
+    count: int,
+    real: NDArray[np.uint8] | None,
+    among: Sequence[int] | None,
+) -> int:
     """Return the number of classes; refuse what cannot be done."""
     if not sources:
         raise UsageError("no network was given; inversion needs at least one")
@@ -470,9 +478,12 @@ def _check_request(sources: Sequence[Source], count: int, real: NDArray[np.uint8
             )
     if len(names) < 2:
         raise MethodError(f"the network knows {len(names)} class; inversion needs at least 2")
-    if count < len(names):
+    if among is not None and not set(among) <= set(range(len(names))):
+        raise UsageError(f"classes {list(among)}; expected places from 0 to {len(names) - 1}")
+    wanted = len(names if among is None else among)
+    if not 0 < wanted <= count:
         raise UsageError(
-            f"{count} images were asked for {len(names)} classes; ask for at least one per class"
+            f"{count} images were asked for {wanted} classes; ask for at least one per class"
         )
     if real is not None and (real.ndim != 4 or real.dtype != np.uint8 or len(real) < 1):
         raise UsageError(

@@ -41,6 +41,15 @@ def test_section_marks_the_estimator_that_was_chosen(run_copy: Path) -> None:
     assert "31.2" in page
 
 
+def test_section_tells_the_signal_on_control_images_where_there_are_any(run_copy: Path) -> None:
+    file = next((run_copy / "targets").glob("*-int8/calibration.json"))
+    _change(file, control={"images": 32, "snr_db": 27.25, "agreement": 0.96875})
+    page = " ".join(_page(run_copy).split())
+    assert "27.2 dB, 96.9 % decided like the student, of 32 images" in page
+    _change(file, control=None)
+    assert "on control images</dt>" not in _page(run_copy)
+
+
 def test_page_is_made_without_the_calibration_files(run_copy: Path) -> None:
     for file in (run_copy / "calibration").iterdir():
         file.unlink()

@@ -352,6 +352,22 @@ def test_inversion_is_refused_when_weights_turn_nan() -> None:
         invert(source, count=6)
 
 
+def test_fewer_images_than_classes_are_made_of_the_classes_that_are_named() -> None:
+    made = invert(teacher(), count=2, settings=QUICK, among=[2, 0])
+    assert made.targets.tolist() == [2, 0]
+    made = invert(teacher(), count=3, settings=QUICK, among=[1])
+    assert made.targets.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("among", "says"),
+    [([], "0 classes"), ([0, 1, 2], "3 classes"), ([3], r"places from 0 to 2"), ([-1], "0 to 2")],
+)
+def test_classes_that_cannot_be_asked_for_are_refused(among: list[int], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        invert(teacher(), count=2, among=among)
+
+
 def test_inversion_is_refused_when_there_are_fewer_images_than_classes() -> None:
     with pytest.raises(UsageError, match=r"2 images.*3 classes"):
         invert(teacher(), count=2)

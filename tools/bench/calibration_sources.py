@@ -3,8 +3,10 @@
 Seven networks (six families trained on CIFAR-10, the steel RegNetY teacher), two runtimes, five
 sources of calibration images, three draws of each, four for the steel network. Every set goes the
 product's way: a covering choice of at most 128 images, estimators chosen by parity, the scheme of
-this machine. The test split gives accuracies only: nothing is chosen by it. Each set's quality
-score is noted; the gate's threshold is fitted on three networks and judged on the other four.
+this machine. The test split gives accuracies only: nothing is chosen by it. Three gates are held
+against what each set loses: the int8 artifact's signal on images that the student gave and that set
+no range (what the product goes by), and two scores of the set itself. Each one's threshold is
+fitted on three networks and judged on the other four.
 
     python tools/bench/calibration_sources.py SHARED --keep FOLDER
 
@@ -52,7 +54,7 @@ from hydistill_edge.targets.graph_layers import layer_inputs
 from hydistill_edge.targets.latency import read_conditions
 from hydistill_edge.targets.onnxruntime.activations import make_activation_reader
 from hydistill_edge.targets.packages import version
-from hydistill_edge.targets.parity import run_in_batches
+from hydistill_edge.targets.parity import compare, run_in_batches
 from hydistill_edge.targets.profiles import load_profile
 
 RESULT = Path(__file__).parent / "results" / "calibration_sources.json"
@@ -62,19 +64,28 @@ SEEDS = (0, 1, 2)
 STEEL_SEEDS = (*SEEDS, 3)
 """A draw more: the steel test split has 480 images, and one of them is 0.2 points."""
 
-MADE, CHOSEN, FEW, REFERENCE = 256, 128, 20, 50
+MADE, CHOSEN, FEW, REFERENCE, CONTROLS = 256, 128, 20, 50, 32
 PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "numpy")
 HARD, SPOILED, FINE = 1.0, 0.5, 0.1  # points
+HOST = load_profile("host")
 
 Images = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Pools:
-    """What one draw of a network's sources holds; `apart` are real images in none of them."""
+    """What one draw of a network's sources holds.
+
+    Attributes:
+        sources: images by the name of the source.
+        apart: real images in none of them.
+        controls: images of the student's memory in none of them.
+        seconds: that inversion took, by source.
+    """
 
     sources: dict[str, Images]
     apart: Images
+    controls: Images
     seconds: dict[str, float]
 
 
@@ -109,7 +120,19 @@ def draw_pools(subject: Subject, seed: int, keep: Path) -> Pools:
             np.savez(file, images=made.images, seconds=made.seconds, hit=made.hit)
         with np.load(file) as found:
             sources[name], seconds[name] = found["images"], float(found["seconds"])
-    return Pools(sources, subject.pool[apart], seconds)
+    file = keep / f"{subject.kind.name.replace(' ', '-').replace(',', '')}-control-{seed}.npz"
+    if not file.exists():
+        made = invert(
+            subject.student,
+            count=CONTROLS,
+            channels=subject.pool.shape[3],
+            real=few_real,
+            seed=seed + 3000,
+        )
+        np.savez(file, images=made.images)
+    with np.load(file) as found:
+        controls = found["images"]
+    return Pools(sources, subject.pool[apart], controls, seconds)
 
 
 @dataclass(frozen=True)
@@ -158,36 +181,48 @@ def _choose(subject: Subject, graph: Graph, pool: Images, seed: int) -> tuple[Im
 def _quantize(
     subject: Subject, graph: Graph, runtime: str, chosen: Images, judges: Images
 ) -> tuple[Logits, dict[str, Any]]:
-    profile = load_profile("host")
-    methods: Sequence[str] = METHODS if len(judges) >= LEAST_SELECTION else METHODS[:1]
-    ids = tuple(f"{row:04d}" for row in range(len(chosen)))
+    schemes = [choose_scheme(runtime, HOST, range_estimator=method) for method in METHODS]
     with tempfile.TemporaryDirectory() as temporary:
 
         def build(scheme: Scheme) -> Artifact:
-            out = Path(temporary) / scheme.range_estimator
-            out.mkdir()
-            estimate = make_estimator(make_activation_reader(), chosen, scheme)
-            calibration = Calibration(chosen, ids, "0" * 64, scheme, estimate)
-            return builder(runtime).build(graph, "int8", profile, calibration, out)
+            return _build(graph, runtime, chosen, scheme, Path(temporary))
 
-        def answer(artifact: Artifact, images: Images) -> Logits:
-            with open_runner(runtime, artifact.file, threads=1, precision="int8") as runner:
-                return run_in_batches(runner.run, images, 1)
-
-        found = (
-            select_by_parity(
-                [choose_scheme(runtime, profile, range_estimator=method) for method in methods],
-                build,
-                lambda artifact: answer(artifact, judges[:REFERENCE]),
-                network_logits(subject.student, judges[:REFERENCE]),
-            )
-            if len(methods) > 1
-            else None
+        if len(judges) < LEAST_SELECTION:
+            artifact = build(schemes[0])
+            return _answer(runtime, artifact, subject.images), {"estimator": METHODS[0]}
+        found = select_by_parity(
+            schemes,
+            build,
+            lambda artifact: _answer(runtime, artifact, judges[:REFERENCE]),
+            network_logits(subject.student, judges[:REFERENCE]),
         )
-        if found is None:
-            scheme = choose_scheme(runtime, profile, range_estimator=methods[0])
-            return answer(build(scheme), subject.images), {"estimator": methods[0]}
-        return answer(found.built, subject.images), found.to_dict()
+        return _answer(runtime, found.built, subject.images), found.to_dict()
+
+
+def _build(graph: Graph, runtime: str, chosen: Images, scheme: Scheme, folder: Path) -> Artifact:
+    out = folder / scheme.range_estimator
+    out.mkdir()
+    ids = tuple(f"{row:04d}" for row in range(len(chosen)))
+    estimate = make_estimator(make_activation_reader(), chosen, scheme)
+    calibration = Calibration(chosen, ids, "0" * 64, scheme, estimate)
+    return builder(runtime).build(graph, "int8", HOST, calibration, out)
+
+
+def _answer(runtime: str, artifact: Artifact, images: Images) -> Logits:
+    with open_runner(runtime, artifact.file, threads=1, precision="int8") as runner:
+        return run_in_batches(runner.run, images, 1)
+
+
+def control_signal(
+    subject: Subject, graph: Graph, runtime: str, chosen: Images, estimator: str, controls: Images
+) -> float | None:
+    """Return what the product's gate looks at: int8 against float on the control images, in dB."""
+    scheme = choose_scheme(runtime, HOST, range_estimator=estimator)
+    ids = [f"{row:04d}" for row in range(len(controls))]
+    with tempfile.TemporaryDirectory() as temporary:
+        artifact = _build(graph, runtime, chosen, scheme, Path(temporary))
+        found = _answer(runtime, artifact, controls)
+    return compare(network_logits(subject.student, controls), found, ids).snr_db
 
 
 def _scores(
@@ -224,6 +259,7 @@ def run_subject(subject: Subject, keep: Path) -> Iterator[dict[str, Any]]:
         pools: Pools | None = None
         for source in SOURCES:
             chosen: Chosen | None = None
+            picked: Images | None = None
             for runtime in RUNTIMES:
                 file = folder / f"{runtime}-{source}-{seed}.json"
                 if not file.exists():
@@ -238,7 +274,17 @@ def run_subject(subject: Subject, keep: Path) -> Iterator[dict[str, Any]]:
                     case |= {"inversion_s": pools.seconds.get(source)}
                     write_json(file, case)
                     print(name, runtime, source, seed, {**facts, "reason": ""}, flush=True)
-                yield read_json(file)
+                case = read_json(file)
+                if "control_db" not in case:
+                    pools = pools or draw_pools(subject, seed, keep)
+                    if picked is None:
+                        picked, _, _ = _choose(subject, graph, pools.sources[source], seed)
+                    case["control_db"] = control_signal(
+                        subject, graph, runtime, picked, case["estimator"], pools.controls
+                    )
+                    write_json(file, case)
+                    print(name, runtime, source, seed, case["control_db"], flush=True)
+                yield case
 
 
 def make_row(subject: Subject, runtime: str, cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -271,11 +317,14 @@ def make_row(subject: Subject, runtime: str, cases: Sequence[dict[str, Any]]) ->
             "seeds": by_seed.tolist(),
             "minus_real": interval(right[source] - right["real"]),
             "minus_fp32": interval(right[source] - fp32),
-            "scores": [
-                case["score"]
-                for case in cases
-                if case["runtime"] == runtime and case["source"] == source
-            ],
+            **{
+                f"{key}s": [
+                    case[key]
+                    for case in cases
+                    if case["runtime"] == runtime and case["source"] == source
+                ]
+                for key in ("control_db", "score")
+            },
         }
     row["hard"] = -row["noise"]["minus_real"]["mean"] >= HARD
     return row
@@ -298,7 +347,7 @@ def judge_gate(rows: Sequence[dict[str, Any]], cases: Sequence[dict[str, Any]]) 
         if case["source"] == "real"
     }
     found: dict[str, Any] = {}
-    for key in ("score", "score_by_real_images"):
+    for key in ("control_db", "score", "score_by_real_images"):
         table = [
             (
                 kinds[case["student"]],
@@ -373,7 +422,7 @@ def judge(rows: Sequence[dict[str, Any]], quality: dict[str, Any]) -> list[Gate]
         gates.append(at_most(f"{source}: steel in openvino against fp32", loss, 0.5, unit="points"))
     gates.append(at_least("hard rows", sum(row["hard"] for row in rows), 4))
     for fault in ("missed", "false_alarms"):
-        judged = quality["score"].get("judged")
+        judged = quality["control_db"].get("judged")
         count = None if judged is None else len(judged[fault])
         gates.append(at_most(f"quality gate: {fault}", count, 0))
     return gates
