@@ -708,11 +708,16 @@ class Recipe(Section):
                         f"training on true labels needs those of every source: set use_labels: "
                         f"true, {other}",
                     )
-            if made and self.images.synthetic.maker != "infer":
-                yield (
-                    ("images", "synthetic", "count"),
-                    f"made images have no true label: set it to 0, {other}",
-                )
+            section = self.images.synthetic
+            for path, unlabelled in (
+                (("count",), made and section.maker != "infer"),
+                (("procedural", "count"), section.procedural.count > 0),
+            ):
+                if unlabelled:
+                    yield (
+                        ("images", "synthetic", *path),
+                        f"made images have no true label: set it to 0, {other}",
+                    )
 
     def _target_problems(self) -> Iterator[tuple[KeyPath, str]]:
         from hydistill_edge.targets.profiles import load_profile

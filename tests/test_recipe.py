@@ -79,6 +79,7 @@ CASES = [
     Broken("true labels without real images", "name: widgets", f"{TRUE_LABELS}name: widgets", ("line 2: training.labels", "images.real")),
     Broken("true labels of a source without", "name: widgets", f"{TRUE_LABELS}{REAL}  synthetic: {{count: 0}}\nname: widgets", ("line 5: images.real[0]", "use_labels: true")),
     Broken("true labels of made images", "name: widgets", f"{TRUE_LABELS}{LABELLED}  synthetic: {{count: 8}}\nname: widgets", ("line 6: images.synthetic.count", "set it to 0")),
+    Broken("true labels of images from formulas", "name: widgets", f"{TRUE_LABELS}{LABELLED}  synthetic: {{count: 0, procedural: {{count: 8}}}}\nname: widgets", ("line 6: images.synthetic.procedural.count", "set it to 0")),
     Broken("evaluation without labels", "student:", "evaluation: {kind: npz, path: a.npz}\nstudent:", ("use_labels",)),
     Broken("unknown kind of source", "student:", "images: {real: [{kind: zip, path: a}]}\nstudent:", ("line 7", "zip")),
     Broken("key twice", "student:", "name: gadgets\nstudent:", ("line 7", '"name" stands twice')),
