@@ -13,6 +13,7 @@ import pytest
 
 from hydistill_edge.build import open_recipe
 from hydistill_edge.calibration.choose import pixel_digest
+from hydistill_edge.calibration.control import judge_control
 from hydistill_edge.calibration.ranges import METHODS
 from hydistill_edge.errors import RunDirectoryError
 from hydistill_edge.run_directory import RunDirectory
@@ -136,15 +137,15 @@ def test_control_images_are_a_gate_of_every_int8_artifact(work: Work) -> None:
     planned = next(entry for entry in work.planned if entry.precision == "int8")
     told = json.loads(work.path("targets", planned.key, "calibration.json").read_text("utf-8"))
     with artifacts.read(work, planned).open() as runner:
-        logits = run_in_batches(runner.run, controls, planned.profile.batch).astype(float)
-    exact = network_logits(work.student, controls).astype(float)
-    expected = 10 * np.log10((exact**2).sum() / ((logits - exact) ** 2).sum())
-    assert told["control"]["snr_db"] == pytest.approx(expected)
+        logits = run_in_batches(runner.run, controls, planned.profile.batch)
+    assert (
+        told["control"] == judge_control(network_logits(work.student, controls), logits).to_dict()
+    )
 
     summary = json.loads(work.path("summary.json").read_text("utf-8"))
     (artifact,) = summary["artifacts"]
     found = {gate["name"]: gate for gate in artifact["gates"]}
-    assert found[SIGNAL]["value"] == told["control"]["snr_db"]
+    assert found[SIGNAL]["value"] == told["control"]["signal_db"]
 
 
 def test_signal_decides_where_there_are_controls_and_the_score_where_it_is_asked_for(

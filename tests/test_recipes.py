@@ -70,6 +70,8 @@ def shrunk(plain: dict[str, Any]) -> dict[str, Any]:
             )
     plain["images"]["synthetic"]["count"] = 96
     plain["images"]["synthetic"]["inversion"].update(iterations=1, batch=48)
+    if plain["images"]["synthetic"]["procedural"]["count"]:
+        plain["images"]["synthetic"]["procedural"].update(count=24, draws=2)
     plain["images"]["synthetic"]["gan"].update(iterations=2, batch=8, width=8, records=1)
     if plain["images"]["pilot"] is not None:
         plain["images"]["pilot"].update(count=20, threshold=0.0)

@@ -112,7 +112,7 @@ class Control:
     """The artifact against the float student on images that set no range."""
 
     images: float | None
-    snr_db: float | None
+    signal_db: float | None
     agreement: float | None
 
 

@@ -49,7 +49,7 @@ def _control(source: Json) -> Control | None:
         return None
     return Control(
         images=number(source, "images"),
-        snr_db=number(source, "snr_db"),
+        signal_db=number(source, "signal_db"),
         agreement=number(source, "agreement"),
     )
 

@@ -251,7 +251,7 @@ def _calibration_gates(work: Work, planned: Planned) -> list[dict[str, Any]]:
         gates.append(
             at_least(
                 "int8 signal on control images",
-                control["snr_db"],
+                control["signal_db"],
                 section.control_db,
                 unit="dB",
                 why=f"{why}; {advice}" if advice else why,

@@ -16,7 +16,7 @@ from hydistill_edge.stages.calibration import read_choice, read_controls
 from hydistill_edge.stages.logits import network_logits
 from hydistill_edge.stages.work import Planned, Work
 from hydistill_edge.targets.base import Artifact, Calibration, Images, Logits, Scheme
-from hydistill_edge.targets.parity import compare, run_in_batches
+from hydistill_edge.targets.parity import run_in_batches
 
 if TYPE_CHECKING:
     from hydistill_edge.targets.base import Graph
@@ -77,6 +77,7 @@ def _quantize(
     work: Work, planned: Planned, graph: Graph, folder: Path
 ) -> tuple[Artifact, dict[str, Any]]:
     """Build with every range estimator that is asked for; keep the one nearest to the student."""
+    from hydistill_edge.calibration.control import judge_control
     from hydistill_edge.calibration.ranges import METHODS
     from hydistill_edge.calibration.scheme import choose_scheme
     from hydistill_edge.calibration.select import select_by_parity
@@ -116,13 +117,8 @@ def _quantize(
     facts = {**choice, "scheme": scheme.to_dict(), "selection": selection}
     controls = read_controls(work)
     if len(controls):
-        ids = [f"control-{index:04d}" for index in range(len(controls))]
-        held = compare(network_logits(work.student, controls), answer(artifact, controls), ids)
-        facts["control"] = {
-            "images": held.n,
-            "snr_db": held.snr_db,
-            "agreement": held.top1_agreement,
-        }
+        exact = network_logits(work.student, controls)
+        facts["control"] = judge_control(exact, answer(artifact, controls)).to_dict()
     return artifact, facts
 
 

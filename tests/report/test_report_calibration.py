@@ -43,7 +43,7 @@ def test_section_marks_the_estimator_that_was_chosen(run_copy: Path) -> None:
 
 def test_section_tells_the_signal_on_control_images_where_there_are_any(run_copy: Path) -> None:
     file = next((run_copy / "targets").glob("*-int8/calibration.json"))
-    _change(file, control={"images": 32, "snr_db": 27.25, "agreement": 0.96875})
+    _change(file, control={"images": 32, "signal_db": 27.25, "agreement": 0.96875})
     page = " ".join(_page(run_copy).split())
     assert "27.2 dB, 96.9 % decided like the student, of 32 images" in page
     _change(file, control=None)

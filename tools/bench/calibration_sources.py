@@ -32,6 +32,7 @@ from calibration_students import KINDS, STEEL, Kind, Subject, read_subject
 from numpy.typing import NDArray
 
 from hydistill_edge.calibration.choose import choose_covering
+from hydistill_edge.calibration.control import judge_control
 from hydistill_edge.calibration.coverage import summarize
 from hydistill_edge.calibration.layer_quality import LayerMoments
 from hydistill_edge.calibration.quality import judge_quality
@@ -54,7 +55,7 @@ from hydistill_edge.targets.graph_layers import layer_inputs
 from hydistill_edge.targets.latency import read_conditions
 from hydistill_edge.targets.onnxruntime.activations import make_activation_reader
 from hydistill_edge.targets.packages import version
-from hydistill_edge.targets.parity import compare, run_in_batches
+from hydistill_edge.targets.parity import run_in_batches
 from hydistill_edge.targets.profiles import load_profile
 
 RESULT = Path(__file__).parent / "results" / "calibration_sources.json"
@@ -215,14 +216,13 @@ def _answer(runtime: str, artifact: Artifact, images: Images) -> Logits:
 
 def control_signal(
     subject: Subject, graph: Graph, runtime: str, chosen: Images, estimator: str, controls: Images
-) -> float | None:
+) -> float:
     """Return what the product's gate looks at: int8 against float on the control images, in dB."""
     scheme = choose_scheme(runtime, HOST, range_estimator=estimator)
-    ids = [f"{row:04d}" for row in range(len(controls))]
     with tempfile.TemporaryDirectory() as temporary:
         artifact = _build(graph, runtime, chosen, scheme, Path(temporary))
         found = _answer(runtime, artifact, controls)
-    return compare(network_logits(subject.student, controls), found, ids).snr_db
+    return judge_control(network_logits(subject.student, controls), found).signal_db
 
 
 def _scores(
