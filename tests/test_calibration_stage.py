@@ -15,7 +15,7 @@ from hydistill_edge.build import open_recipe
 from hydistill_edge.calibration.choose import pixel_digest
 from hydistill_edge.calibration.control import judge_control
 from hydistill_edge.calibration.ranges import METHODS
-from hydistill_edge.errors import RunDirectoryError
+from hydistill_edge.errors import MethodError, RunDirectoryError
 from hydistill_edge.run_directory import RunDirectory
 from hydistill_edge.stages import artifacts, calibration, targets
 from hydistill_edge.stages.bundle import _fit_reject
@@ -182,6 +182,23 @@ def test_controls_are_as_many_as_asked_for_even_with_fewer_than_classes(
     assert calibration.read_controls(asked).shape == (controls, 8, 8, 1)
     _, choice = calibration.read_choice(asked)
     assert choice["controls"] == controls
+    assert bool(choice["controls_note"]) == (controls == 0)
+
+
+def test_student_that_no_image_can_be_made_of_goes_without_controls(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MethodError("it answers everything alike")
+
+    monkeypatch.setattr("hydistill_edge.synthesis.inversion.invert", refuse)
+    section = work.recipe.calibration.model_copy(update={"controls": 5})
+    asked = Work(work.recipe.model_copy(update={"calibration": section}), work.run, quiet)
+    with work.run:
+        calibration.run(asked)
+    _, choice = calibration.read_choice(asked)
+    assert (choice["controls"], choice["controls_note"]) == (0, "it answers everything alike")
+    assert len(calibration.read_controls(asked)) == 0
 
 
 def test_damaged_controls_are_told(work: Work) -> None:

@@ -19,7 +19,7 @@ from hydistill_edge.calibration.coverage import Activations, summarize
 from hydistill_edge.calibration.layer_quality import LayerMoments
 from hydistill_edge.calibration.partition import KEPT_SHARE, LEAST_KEPT, MOST_KEPT
 from hydistill_edge.calibration.quality import Quality, judge_quality
-from hydistill_edge.errors import RunDirectoryError
+from hydistill_edge.errors import MethodError, RunDirectoryError
 from hydistill_edge.run_directory import read_json, write_json
 from hydistill_edge.stages.images import MAX_REFERENCE, MIN_REFERENCE
 from hydistill_edge.stages.logits import network_logits
@@ -175,7 +175,7 @@ def _make(work: Work, folder: Path) -> None:
         summarize(reader, graph, tensors, real) if len(real) else None,
     )
     _write_images(folder / "images.npz", images)
-    controls = _controls(work)
+    controls, controls_note = _controls(work)
     if len(controls):
         _write_images(folder / CONTROLS, controls)
     write_json(
@@ -186,6 +186,7 @@ def _make(work: Work, folder: Path) -> None:
             **choice.to_dict(),
             "quality": quality.to_dict(),
             "controls": len(controls),
+            "controls_note": controls_note,
         },
     )
 
@@ -216,17 +217,28 @@ def _from_student(work: Work) -> Candidates:
     return Candidates(lambda rows: images[rows], content_hashes(images), labels, ids, "student")
 
 
-def _controls(work: Work) -> Images:
-    """Make images from the student's own batch norms; none where it has none, nor stand-ins."""
+def _controls(work: Work) -> tuple[Images, str]:
+    """Make images from the student's own batch norms; where there are none, the note says why."""
     from hydistill_edge.objectives.bn_statistics import bn_layers
 
-    count = work.recipe.calibration.controls
-    knows = bool(bn_layers(work.student.network)) or _stand_ins(work) is not None
-    if count == 0 or not knows:
-        return np.empty((0, *work.recipe.image_size()), np.uint8)
+    count, none = (
+        work.recipe.calibration.controls,
+        np.empty((0, *work.recipe.image_size()), np.uint8),
+    )
+    if count == 0:
+        return none, "the recipe asks for none"
+    if not bn_layers(work.student.network) and _stand_ins(work) is None:
+        return (
+            none,
+            "the student has no batch norms, and there are too few real images in their place",
+        )
     classes = len(work.recipe.class_names())
     among = np.random.default_rng(work.recipe.seed).permutation(classes)[:count]
-    return _inverted(work, count, seed=work.recipe.seed + 2, among=sorted(among.tolist()))
+    try:
+        made = _inverted(work, count, seed=work.recipe.seed + 2, among=sorted(among.tolist()))
+    except MethodError as error:  # the score of the set then decides
+        return none, str(error)
+    return made, ""
 
 
 def _inverted(work: Work, count: int, *, seed: int, among: Sequence[int] | None = None) -> Images:
