@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from hydistill_edge.errors import ShapeError
 from hydistill_edge.targets.base import Logits
 
-LIMIT_DB = 20.0
-
 EQUAL_DB = 300.0
 """Signal to noise of equal logits, as in the parity ladder; with its sign turned, of others that
 are not finite."""

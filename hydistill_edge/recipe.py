@@ -348,10 +348,11 @@ class Calibration(Section):
         "artifact is held against the student; 0 makes none, and the score decides.",
     )
     control_db: float = Field(
-        default=14.0,
+        default=20.5,
         gt=0,
         le=100,
-        description="Signal to noise of int8 logits on the controls, at least, in decibels.",
+        description="Signal to noise of int8 logits on the controls, at least, in decibels; the "
+        "median image counts.",
     )
 
 
