@@ -17,7 +17,7 @@ from hydistill_edge.atomic import write_bytes
 from hydistill_edge.calibration.choose import Choice, choose_covering
 from hydistill_edge.calibration.coverage import Activations, summarize
 from hydistill_edge.calibration.layer_quality import LayerMoments
-from hydistill_edge.calibration.partition import KEPT_SHARE, LEAST_KEPT, MOST_KEPT
+from hydistill_edge.calibration.partition import ENOUGH, KEPT_SHARE, LEAST_KEPT, MOST_KEPT, fitting
 from hydistill_edge.calibration.quality import Quality, judge_quality
 from hydistill_edge.errors import MethodError, RunDirectoryError
 from hydistill_edge.run_directory import read_json, write_json
@@ -71,7 +71,7 @@ def run(work: Work) -> None:
     parts = [recipe.calibration.model_dump(), recipe.parity.model_dump(), recipe.seed]
     parts.append(recipe.to_dict()["images"]["synthetic"]["inversion"])
     # With another division, the images of parity are others.
-    parts.append([KEPT_SHARE, LEAST_KEPT, MOST_KEPT])
+    parts.append([KEPT_SHARE, LEAST_KEPT, MOST_KEPT, ENOUGH])
     work.run.folder_stage(
         "calibration",
         work.inputs(parts, after=("graph", "images")),
@@ -192,11 +192,9 @@ def _make(work: Work, folder: Path) -> None:
 
 
 def _from_set(work: Work) -> Candidates:
-    """Take the whole transfer set, without procedural images where the others suffice."""
-    transfer, parts = work.transfer, work.partition
-    rows = np.flatnonzero(transfer.origins != "procedural")
-    if len(rows) < work.recipe.calibration.count + len(parts.parity) + len(parts.golden):
-        rows = np.arange(len(transfer))
+    """Take the whole transfer set, without procedural images where there are enough others."""
+    transfer = work.transfer
+    rows = fitting(transfer.origins, work.recipe.calibration.count)
     return Candidates(
         lambda places: transfer.images(rows[places]),
         transfer.hashes[rows],

@@ -192,14 +192,23 @@ def test_partition_prefers_synthetic_and_sure_golden_images() -> None:
     assert set(parts.golden % 3) == {0, 1, 2}
 
 
-def test_partition_takes_procedural_images_where_the_others_lack_only() -> None:
+def test_partition_takes_procedural_images_where_the_others_lack_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     enough = parted(["synthetic"] * 17 + ["procedural"] * 20)
     for rows in (enough.calibration, enough.parity, enough.golden):
         assert rows.max() < 17
 
-    short = parted(["procedural"] * 20 + ["synthetic"] * 14)
-    assert min(short.golden.min(), short.parity.min()) >= 20
-    assert (len(short.calibration), (short.calibration >= 20).sum()) == (6, 3)
+    short = ["procedural"] * 20 + ["synthetic"] * 14  # 17 are wanted
+    mixed = parted(short)
+    assert min(mixed.parity.min(), mixed.calibration.min()) < 20
+    assert len(mixed.parity) == 8
+
+    monkeypatch.setattr("hydistill_edge.calibration.partition.ENOUGH", 14)
+    fewer = parted(short)
+    rows = np.concatenate([fewer.calibration, fewer.parity, fewer.golden])
+    assert rows.min() >= 20
+    assert len(rows) <= 14
 
 
 def test_partition_shrinks_in_proportion_when_too_few_images_are_there() -> None:
