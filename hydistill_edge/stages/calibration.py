@@ -21,7 +21,7 @@ from hydistill_edge.calibration.partition import ENOUGH, KEPT_SHARE, LEAST_KEPT,
 from hydistill_edge.calibration.quality import Quality, judge_quality
 from hydistill_edge.errors import MethodError, RunDirectoryError
 from hydistill_edge.run_directory import read_json, write_json
-from hydistill_edge.stages.images import MAX_REFERENCE, MIN_REFERENCE
+from hydistill_edge.stages.images import MAX_REFERENCE, MIN_REFERENCE, no_images
 from hydistill_edge.stages.logits import network_logits
 from hydistill_edge.stages.moments import layer_moments, moment_score
 from hydistill_edge.stages.work import Work
@@ -100,9 +100,7 @@ def read_controls(work: Work) -> Images:
         RunDirectoryError: the file is damaged.
     """
     path = work.path("calibration", CONTROLS)
-    return (
-        _read_images(path) if path.exists() else np.empty((0, *work.recipe.image_size()), np.uint8)
-    )
+    return _read_images(path) if path.exists() else no_images(work)
 
 
 def _read_images(path: Path) -> Images:
@@ -195,6 +193,10 @@ def _from_set(work: Work) -> Candidates:
     """Take the whole transfer set, without procedural images where there are enough others."""
     transfer = work.transfer
     rows = fitting(transfer.origins, work.recipe.calibration.count)
+    if len(rows) == len(transfer):  # nothing of a large pool is copied
+        return Candidates(
+            transfer.images, transfer.hashes, transfer.pseudo_labels, transfer.ids, "transfer"
+        )
     return Candidates(
         lambda places: transfer.images(rows[places]),
         transfer.hashes[rows],
@@ -219,23 +221,16 @@ def _controls(work: Work) -> tuple[Images, str]:
     """Make images from the student's own batch norms; where there are none, the note says why."""
     from hydistill_edge.objectives.bn_statistics import bn_layers
 
-    count, none = (
-        work.recipe.calibration.controls,
-        np.empty((0, *work.recipe.image_size()), np.uint8),
-    )
+    count, classes = work.recipe.calibration.controls, len(work.recipe.class_names())
     if count == 0:
-        return none, "the recipe asks for none"
+        return no_images(work), "the recipe asks for none"
     if not bn_layers(work.student.network) and _stand_ins(work) is None:
-        return (
-            none,
-            "the student has no batch norms, and there are too few real images in their place",
-        )
-    classes = len(work.recipe.class_names())
+        return no_images(work), "no batch norms in the student, nor real images in their place"
     among = np.random.default_rng(work.recipe.seed).permutation(classes)[:count]
     try:
         made = _inverted(work, count, seed=work.recipe.seed + 2, among=sorted(among.tolist()))
     except MethodError as error:  # the score of the set then decides
-        return none, str(error)
+        return no_images(work), str(error)
     return made, ""
 
 

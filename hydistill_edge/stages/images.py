@@ -147,7 +147,7 @@ def _make(work: Work, out: Path) -> None:
             _add_real(work, writer, piece)
         if distilled is not None:
             compensated.add_compensated(work, writer, distilled)
-            synthetic, made = _no_images(work), compensated.told(distilled)
+            synthetic, made = no_images(work), compensated.told(distilled)
         else:
             synthetic, made = make(work, real, out / CHECKPOINTS)
         if len(synthetic):
@@ -252,7 +252,7 @@ def _train_gan(
 
     section = work.recipe.images.synthetic
     if section.count == 0:
-        return _no_images(work), {}
+        return no_images(work), {}
     collected = real.images()
 
     def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -281,7 +281,7 @@ def _invert(
     recipe, section = work.recipe, work.recipe.images.synthetic
     height, width, channels = recipe.image_size()
     if section.count == 0:
-        return _no_images(work), {}
+        return no_images(work), {}
 
     def progress(done: int, total: int, metrics: Mapping[str, float]) -> None:
         work.report("images", section.count * done // total, section.count, metrics)
@@ -340,5 +340,6 @@ def _draw(work: Work, writer: TransferSetWriter) -> dict[str, Any]:
     return found.to_dict(classes)
 
 
-def _no_images(work: Work) -> NDArray[np.uint8]:
+def no_images(work: Work) -> NDArray[np.uint8]:
+    """Return none of the device's images, shape (0, H, W, C) uint8."""
     return np.empty((0, *work.recipe.image_size()), np.uint8)
