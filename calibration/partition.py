@@ -95,7 +95,7 @@ def partition(
     score = None if confidences is None else np.asarray(confidences, np.float64)
     wanted = {"calibration": calibration, "parity": parity, "golden": golden}
     pool, order = distinct(hashes), content_order(hashes, seed)
-    pool = pool[fitting(sources[pool], sum(wanted.values()))]
+    pool = pool[_proving(sources[pool], sum(wanted.values()))]
     sizes = _sizes(wanted, len(pool))
 
     def draw(rows: Rows, count: int) -> Rows:
@@ -139,8 +139,8 @@ def partition(
     )
 
 
-def fitting(origins: NDArray[np.str_], wanted: int) -> Rows:
-    """Return the rows of images that calibrate and prove: all but procedural ones, where they can.
+def _proving(origins: NDArray[np.str_], wanted: int) -> Rows:
+    """Return the rows that something is proven on: all but procedural ones, where these suffice.
 
     Procedural images are like nothing that the network was made for. Some drive it far out of its
     ranges: an int8 student that was 33 dB from its float self on images of its memory, and lost
