@@ -22,6 +22,7 @@ from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.recipe import Pilot, Recipe
 from hydistill_edge.stages import images as stage
 from hydistill_edge.synthesis.gan import GanSettings
+from hydistill_edge.synthesis.procedural_set import ProceduralSettings
 
 CLASSES = ("dark", "light")
 TINY = GanSettings(iterations=3, batch=8, width=8, records=1)
@@ -87,7 +88,9 @@ def work(teacher: Teacher, sources: list[LoadedImages], **images: Any) -> Any:
     section = {
         "real": [source.spec for source in sources],
         "pilot": None,
-        "synthetic": SimpleNamespace(count=6, maker="gan", gan=TINY),
+        "synthetic": SimpleNamespace(
+            count=6, maker="gan", gan=TINY, procedural=ProceduralSettings()
+        ),
         **images,
     }
     recipe = SimpleNamespace(

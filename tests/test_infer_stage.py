@@ -54,7 +54,8 @@ def run(tiny_inputs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_transfer_set_has_natural_and_derived_images_and_the_compact_set_beside(run: Path) -> None:
     transfer = TransferSet.open(run / "transfer")
     distilled = CompensatedSet.open(run / "transfer" / "infer")
-    assert transfer.manifest["per_origin"] == {"real": 12, "web": 0, "synthetic": 0, "derived": 24}
+    per_origin = {"real": 12, "web": 0, "synthetic": 0, "derived": 24, "procedural": 0}
+    assert transfer.manifest["per_origin"] == per_origin
     assert {image.tobytes() for image in transfer.images(np.arange(36))} == {
         image.tobytes() for image in distilled.images(np.arange(len(distilled)))
     }
