@@ -150,6 +150,20 @@ def test_init_names_the_build_after_the_file_whatever_it_is_called(
         assert checked.value["recipe"]["name"] == name
 
 
+def test_init_takes_images_from_formulas_where_there_are_no_real_ones(
+    tiny_inputs: Any, tmp_path: Path, hydistill: Any
+) -> None:
+    pilot = ("--images", tiny_inputs.folder / "pilot.npz")
+    counts = []
+    for name, images in (("with", pilot), ("without", ())):
+        recipe = tmp_path / f"{name}.yaml"
+        command = ("init", tiny_inputs.teacher, *SHAPE, "--channels", 1, *images, "--out", recipe)
+        assert hydistill(*command).code == 0
+        checked = hydistill("recipe", "check", recipe, "--json").value["recipe"]
+        counts.append(checked["images"]["synthetic"]["procedural"]["count"])
+    assert counts == [0, 16384]
+
+
 def test_class_names_in_brackets_are_printed_as_they_are(
     hydistill: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
