@@ -106,7 +106,7 @@ def _texture(size: tuple[int, int], choice: np.random.Generator) -> Field:
     if kind == 0:
         return noise
     if kind == 1:
-        return np.tanh(choice.uniform(0.5, 6) * noise)
+        return np.asarray(np.tanh(choice.uniform(0.5, 6) * noise))
     if kind == 2:
         return np.abs(noise)
     if kind == 3:
