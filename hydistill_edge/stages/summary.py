@@ -44,11 +44,11 @@ def save_preview(work: Work) -> None:
     transfer = work.transfer
     labels = transfer.pseudo_labels
     origins = transfer.origins
+    drawn, inverted = (np.flatnonzero(origins == kind) for kind in ("procedural", "synthetic"))
     rows = []
     for label in range(len(work.recipe.class_names())):
-        drawn = np.flatnonzero((labels == label) & (origins == "procedural"))[:PROCEDURAL_PER_CLASS]
-        synthetic = np.flatnonzero((labels == label) & (origins == "synthetic"))
-        rows += [synthetic[: PREVIEW_PER_CLASS - len(drawn)], drawn]
+        some = drawn[labels[drawn] == label][:PROCEDURAL_PER_CLASS]
+        rows += [inverted[labels[inverted] == label][: PREVIEW_PER_CLASS - len(some)], some]
     chosen = np.concatenate(rows)
     path = work.path("preview.npz")
     if not len(chosen):
@@ -177,10 +177,11 @@ def transfer_line(work: Work) -> dict[str, Any]:
     manifest = read_json(work.path("transfer", "manifest.json"))
     origins, details = manifest["per_origin"], manifest["details"]
     skipped, excluded = len(details.get("skipped", ())), details.get("excluded", 0)
+    real = sum(origins.get(origin, 0) for origin in REAL_ORIGINS)
     return {
         "images": manifest["count"],
-        "real": sum(origins.get(origin, 0) for origin in REAL_ORIGINS),
-        "synthetic": manifest["count"] - sum(origins.get(origin, 0) for origin in REAL_ORIGINS),
+        "real": real,
+        "synthetic": manifest["count"] - real,
         "bytes": manifest["bytes"]["total"],
         "duplicates": manifest["duplicates_dropped"],
         "skipped": skipped,
