@@ -261,8 +261,8 @@ def _procedural(has_real: bool, classes: int) -> list[str]:
     if has_real:
         return []
     return [
-        "    # From formulas, as many of each class as the teacher sees: without real images, they",
-        "    # teach the student most.",
+        "    # From formulas, as many of each class as the teacher sees: without real images, the",
+        "    # student learns more from both.",
         f"    procedural: {{count: {max(16384, 16 * classes)}}}",
     ]
 
