@@ -17,12 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hydistill_edge.calibration.select import EQUAL_SNR_DB
 from hydistill_edge.errors import ShapeError
 from hydistill_edge.targets.base import Logits
-
-EQUAL_DB = 300.0
-"""Signal to noise of equal logits, as in the parity ladder; with its sign turned, of others that
-are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +62,13 @@ def judge_control(reference: Logits, found: Logits) -> Control:
         signal = (exact**2).sum(axis=1)
         noise = ((other - exact) ** 2).sum(axis=1)
         decibels = 10 * np.log10(signal / noise)
-    decibels = np.where(noise == 0, EQUAL_DB, np.where(np.isfinite(decibels), decibels, -EQUAL_DB))
+    decibels = np.where(
+        noise == 0, EQUAL_SNR_DB, np.where(np.isfinite(decibels), decibels, -EQUAL_SNR_DB)
+    )
     same = reference.argmax(axis=1) == found.argmax(axis=1)
     return Control(
         images=len(reference),
-        signal_db=float(np.median(np.clip(decibels, -EQUAL_DB, EQUAL_DB))),
+        signal_db=float(np.median(np.clip(decibels, -EQUAL_SNR_DB, EQUAL_SNR_DB))),
         agreement=float((same & np.isfinite(found).all(axis=1)).mean()),
     )
 

@@ -68,7 +68,9 @@ def run(work: Work) -> None:
         work.report("calibration", 1, 1, {})
         return
     recipe = work.recipe
-    parts = [recipe.calibration.model_dump(), recipe.parity.model_dump(), recipe.seed]
+    # The limit on the controls is looked at in the report: no image changes with it.
+    section = recipe.calibration.model_dump(exclude={"control_db"})
+    parts = [section, recipe.parity.model_dump(), recipe.seed]
     parts.append(recipe.to_dict()["images"]["synthetic"]["inversion"])
     # With another division, the images of parity are others.
     parts.append([KEPT_SHARE, LEAST_KEPT, MOST_KEPT, ENOUGH])

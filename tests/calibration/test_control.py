@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from hydistill_edge.calibration.control import EQUAL_DB, judge_control
+from hydistill_edge.calibration.control import judge_control
+from hydistill_edge.calibration.select import EQUAL_SNR_DB
 from hydistill_edge.errors import ShapeError
 
 LOGITS = np.random.default_rng(0).normal(0, 3, (33, 5)).astype(np.float32)
@@ -47,11 +48,11 @@ def test_more_noise_is_less_signal() -> None:
 
 
 def test_logits_that_are_equal_or_not_finite_have_the_ends_of_the_scale() -> None:
-    assert judge_control(LOGITS, LOGITS).signal_db == EQUAL_DB
+    assert judge_control(LOGITS, LOGITS).signal_db == EQUAL_SNR_DB
     broken = judge_control(LOGITS, np.full_like(LOGITS, np.nan))
-    assert (broken.signal_db, broken.agreement) == (-EQUAL_DB, 0.0)
+    assert (broken.signal_db, broken.agreement) == (-EQUAL_SNR_DB, 0.0)
     flat = judge_control(np.zeros_like(LOGITS), LOGITS)
-    assert flat.signal_db == -EQUAL_DB
+    assert flat.signal_db == -EQUAL_SNR_DB
 
 
 @pytest.mark.parametrize("found", [LOGITS[:5], LOGITS[:, :3]])

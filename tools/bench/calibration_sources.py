@@ -153,12 +153,22 @@ def choose_images(subject: Subject, graph: Graph, pool: Images, apart: Images, s
 
 
 def judge_case(
-    subject: Subject, graph: Graph, runtime: str, chosen: Chosen
+    subject: Subject, graph: Graph, runtime: str, chosen: Chosen, controls: Images | None = None
 ) -> tuple[dict[str, Any], Logits]:
-    """Quantize once; return the facts, and the int8 logits on the test split."""
-    logits, selection = _quantize(subject, graph, runtime, chosen.images, chosen.rest)
+    """Quantize once; return the facts, and the int8 logits on the test split.
+
+    With control images the facts have what the product's gate looks at, `control_db`.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        artifact, estimator = _quantize(subject, graph, runtime, chosen, Path(temporary))
+        logits = _answer(runtime, artifact, subject.images)
+        answered = None if controls is None else _answer(runtime, artifact, controls)
     accuracy = 100 * float((logits.argmax(axis=1) == subject.labels).mean())
-    return {**chosen.facts, "estimator": selection["estimator"], "accuracy": accuracy}, logits
+    facts = {**chosen.facts, "estimator": estimator, "accuracy": accuracy}
+    if controls is not None and answered is not None:
+        exact = network_logits(subject.student, controls)
+        facts["control_db"] = judge_control(exact, answered).signal_db
+    return facts, logits
 
 
 def _choose(subject: Subject, graph: Graph, pool: Images, seed: int) -> tuple[Images, Images, str]:
@@ -180,49 +190,34 @@ def _choose(subject: Subject, graph: Graph, pool: Images, seed: int) -> tuple[Im
 
 
 def _quantize(
-    subject: Subject, graph: Graph, runtime: str, chosen: Images, judges: Images
-) -> tuple[Logits, dict[str, Any]]:
+    subject: Subject, graph: Graph, runtime: str, chosen: Chosen, folder: Path
+) -> tuple[Artifact, str]:
+    """Return the artifact, and its range estimator."""
     schemes = [choose_scheme(runtime, HOST, range_estimator=method) for method in METHODS]
-    with tempfile.TemporaryDirectory() as temporary:
+    ids = tuple(f"{row:04d}" for row in range(len(chosen.images)))
 
-        def build(scheme: Scheme) -> Artifact:
-            return _build(graph, runtime, chosen, scheme, Path(temporary))
+    def build(scheme: Scheme) -> Artifact:
+        out = folder / scheme.range_estimator
+        out.mkdir()
+        estimate = make_estimator(make_activation_reader(), chosen.images, scheme)
+        calibration = Calibration(chosen.images, ids, "0" * 64, scheme, estimate)
+        return builder(runtime).build(graph, "int8", HOST, calibration, out)
 
-        if len(judges) < LEAST_SELECTION:
-            artifact = build(schemes[0])
-            return _answer(runtime, artifact, subject.images), {"estimator": METHODS[0]}
-        found = select_by_parity(
-            schemes,
-            build,
-            lambda artifact: _answer(runtime, artifact, judges[:REFERENCE]),
-            network_logits(subject.student, judges[:REFERENCE]),
-        )
-        return _answer(runtime, found.built, subject.images), found.to_dict()
-
-
-def _build(graph: Graph, runtime: str, chosen: Images, scheme: Scheme, folder: Path) -> Artifact:
-    out = folder / scheme.range_estimator
-    out.mkdir()
-    ids = tuple(f"{row:04d}" for row in range(len(chosen)))
-    estimate = make_estimator(make_activation_reader(), chosen, scheme)
-    calibration = Calibration(chosen, ids, "0" * 64, scheme, estimate)
-    return builder(runtime).build(graph, "int8", HOST, calibration, out)
+    judges = chosen.rest[:REFERENCE]
+    if len(judges) < LEAST_SELECTION:
+        return build(schemes[0]), METHODS[0]
+    found = select_by_parity(
+        schemes,
+        build,
+        lambda artifact: _answer(runtime, artifact, judges),
+        network_logits(subject.student, judges),
+    )
+    return found.built, found.chosen.range_estimator
 
 
 def _answer(runtime: str, artifact: Artifact, images: Images) -> Logits:
     with open_runner(runtime, artifact.file, threads=1, precision="int8") as runner:
         return run_in_batches(runner.run, images, 1)
-
-
-def control_signal(
-    subject: Subject, graph: Graph, runtime: str, chosen: Images, estimator: str, controls: Images
-) -> float:
-    """Return what the product's gate looks at: int8 against float on the control images, in dB."""
-    scheme = choose_scheme(runtime, HOST, range_estimator=estimator)
-    with tempfile.TemporaryDirectory() as temporary:
-        artifact = _build(graph, runtime, chosen, scheme, Path(temporary))
-        found = _answer(runtime, artifact, controls)
-    return judge_control(network_logits(subject.student, controls), found).signal_db
 
 
 def _scores(
@@ -259,7 +254,6 @@ def run_subject(subject: Subject, keep: Path) -> Iterator[dict[str, Any]]:
         pools: Pools | None = None
         for source in SOURCES:
             chosen: Chosen | None = None
-            picked: Images | None = None
             for runtime in RUNTIMES:
                 file = folder / f"{runtime}-{source}-{seed}.json"
                 if not file.exists():
@@ -267,24 +261,14 @@ def run_subject(subject: Subject, keep: Path) -> Iterator[dict[str, Any]]:
                     chosen = chosen or choose_images(
                         subject, graph, pools.sources[source], pools.apart, seed
                     )
-                    facts, logits = judge_case(subject, graph, runtime, chosen)
+                    facts, logits = judge_case(subject, graph, runtime, chosen, pools.controls)
                     right = logits.argmax(axis=1) == subject.labels
                     case = {"student": subject.kind.name, "runtime": runtime, "source": source}
                     case |= {"seed": seed, **facts, "right": np.packbits(right).tolist()}
                     case |= {"inversion_s": pools.seconds.get(source)}
                     write_json(file, case)
                     print(name, runtime, source, seed, {**facts, "reason": ""}, flush=True)
-                case = read_json(file)
-                if "control_db" not in case:
-                    pools = pools or draw_pools(subject, seed, keep)
-                    if picked is None:
-                        picked, _, _ = _choose(subject, graph, pools.sources[source], seed)
-                    case["control_db"] = control_signal(
-                        subject, graph, runtime, picked, case["estimator"], pools.controls
-                    )
-                    write_json(file, case)
-                    print(name, runtime, source, seed, case["control_db"], flush=True)
-                yield case
+                yield read_json(file)
 
 
 def make_row(subject: Subject, runtime: str, cases: Sequence[dict[str, Any]]) -> dict[str, Any]:

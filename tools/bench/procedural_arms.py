@@ -62,25 +62,15 @@ def set_of(name: str, teacher: Teacher, seed: int, keep: Path) -> TransferSet:
 
 def _drawn(teacher: Teacher, count: int, seed: int, *, chosen: bool) -> Images:
     spec = teacher.spec
+    like: dict[str, Any] = {"size": spec.size, "channels": spec.channels, "seed": seed}
+    like |= {"mean": spec.mean, "std": spec.std}
     if not chosen:
-        return draw(
-            0,
-            count,
-            size=spec.size,
-            channels=spec.channels,
-            mean=spec.mean,
-            std=spec.std,
-            seed=seed,
-        )
+        return draw(0, count, **like)
     return draw_set(
         lambda images: network_logits(teacher, images),
         ProceduralSettings(count=count, draws=20),
         classes=len(teacher.classes),
-        size=spec.size,
-        channels=spec.channels,
-        mean=spec.mean,
-        std=spec.std,
-        seed=seed,
+        **like,
     ).images
 
 
