@@ -1,8 +1,8 @@
 """How much faster than Sony MCT are images made from a network, and are they as good for int8?
 
-Two networks trained here (CIFAR-10 at 32 px, patches of circuit boards at 64 px), three seeds. Ours
-by its defaults; MCT's data generation by its defaults, in its own environment, at the 1,000
-iterations of its published results (a call that names no number does 500; `--iterations 500`
+Two networks trained here (CIFAR-10 at 32 px, patches of circuit boards at 64 px), three seeds or
+more. Ours by its defaults; MCT's data generation by its defaults, in its own environment, at the
+1,000 iterations of its published results (a call that names no number does 500; `--iterations 500`
 compares with that). Both make as many images, on one thread, one after the other (who is first
 alternates); MCT's process starts outside the clock. Each set as a whole gives the ranges (min-max)
 of one and the same int8 quantizer for ONNX Runtime; nothing is chosen by what comes out. Real
