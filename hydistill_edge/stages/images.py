@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hydistill_edge.errors import MissingFileError
 from hydistill_edge.images.transfer_format import MANIFEST
 from hydistill_edge.run_directory import clear, write_json
-from hydistill_edge.stages.logits import network_features, network_logits
+from hydistill_edge.stages.logits import network_answer, network_features, network_logits
 from hydistill_edge.stages.moments import moment_score
 from hydistill_edge.stages.work import Work, fingerprint
 
@@ -311,7 +311,7 @@ def _invert(
 
 
 def _draw(work: Work, writer: TransferSetWriter) -> dict[str, Any]:
-    """Add images from formulas, as many of each class as the teacher sees; return how it went."""
+    """Add images from formulas, as many of each class; return how it went."""
     from hydistill_edge.synthesis.procedural_set import draw_set
 
     settings, spec = work.recipe.images.synthetic.procedural, work.teacher.spec
@@ -320,7 +320,7 @@ def _draw(work: Work, writer: TransferSetWriter) -> dict[str, Any]:
     height, width, channels = work.recipe.image_size()
     classes = work.recipe.class_names()
     found = draw_set(
-        lambda images: network_logits(work.teacher, images),
+        lambda images: network_answer(work.teacher, images),
         settings,
         classes=len(classes),
         size=(height, width),
@@ -334,7 +334,7 @@ def _draw(work: Work, writer: TransferSetWriter) -> dict[str, Any]:
         found.images,
         found.logits,
         origin="procedural",
-        ids=[f"procedural-{number:06d}" for number in found.numbers],
+        ids=found.ids,
         may_ship=True,
     )
     return found.to_dict(classes)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hydistill_edge.models.teacher import Teacher
+    from hydistill_edge.synthesis.procedural_set import Answer
 
 BATCH = 256
 
@@ -57,3 +58,22 @@ def network_features(network: Teacher, images: Images, *, batch: int = BATCH) ->
             found = network.features(pixels.permute(0, 3, 1, 2)).penultimate
             parts.append(found.flatten(1).float().cpu().numpy())
     return np.concatenate(parts)
+
+
+def network_answer(network: Teacher, images: Images, *, batch: int = BATCH) -> Answer:
+    """Return a teacher's logits, and how little each image is like what it was trained on.
+
+    Args:
+        network: the teacher; without BatchNorm no image is unlike.
+        images: shape (N, H, W, C) uint8, at least one.
+        batch: images at once.
+    """
+    from hydistill_edge.objectives.misfit import MisfitReader
+    from hydistill_edge.synthesis.procedural_set import Answer
+
+    logits, misfits = [], []
+    with MisfitReader(network) as reader:
+        for start in range(0, len(images), batch):
+            logits.append(network_logits(network, images[start : start + batch], batch=batch))
+            misfits.append(reader.take().cpu().numpy() if reader else np.zeros(len(logits[-1])))
+    return Answer(np.concatenate(logits), np.concatenate(misfits).astype(np.float32))

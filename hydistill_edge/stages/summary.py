@@ -195,6 +195,8 @@ def _procedural_note(drawn: Mapping[str, Any] | None) -> str:
     if not drawn:
         return ""
     told = f"{drawn['count']:,} images are from formulas, chosen of {drawn['drawn']:,} by class"
+    if drawn["crossed"]:
+        told += f", {drawn['crossed']:,} of them crossed out of rare ones"
     return f"{told}; {drawn['note']}" if drawn["note"] else told
 
 

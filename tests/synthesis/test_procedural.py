@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from hydistill_edge.errors import UsageError
 from hydistill_edge.synthesis.procedural import MEAN, draw
-from hydistill_edge.synthesis.procedural_set import PIECE, ProceduralSettings, draw_set
+from hydistill_edge.synthesis.procedural_set import (
+    PIECE,
+    Answer,
+    ProceduralSet,
+    ProceduralSettings,
+    draw_set,
+)
 
 GREY = {"size": (16, 16), "channels": 1}
 
@@ -72,68 +80,123 @@ def test_colors_differ_between_images() -> None:
     assert np.median(pairs) > 0.5
 
 
-def by_brightness(images: np.ndarray) -> np.ndarray:
-    """Return logits of a teacher with three classes; the last one is rare."""
+def by_brightness(images: np.ndarray) -> Answer:
+    """Return the answer of a teacher with three classes; the last one is rare; all images fit."""
     mean = images.mean(axis=(1, 2, 3)) / 255
-    return np.stack([0.5 - mean, mean - 0.5, 4 * (mean - 0.7)], axis=1).astype(np.float32)
+    logits = 20 * np.stack([0.5 - mean, mean - 0.5, 4 * (mean - 0.7)], axis=1)
+    return Answer(logits.astype(np.float32), np.zeros(len(images), np.float32))
+
+
+def drawn_set(ask: Any, classes: int = 3, progress: Any = None, **settings: Any) -> ProceduralSet:
+    return draw_set(
+        ask,
+        ProceduralSettings(**settings),
+        classes=classes,
+        **GREY,
+        mean=(0.5,),
+        std=(0.2,),
+        progress=progress,
+    )
+
+
+CLASSES = ["dark", "bright", "white"]
 
 
 def test_every_class_gets_the_same_number() -> None:
-    found = draw_set(
-        by_brightness,
-        ProceduralSettings(count=100, draws=100),
-        classes=3,
-        **GREY,
-        mean=(0.5,),
-        std=(0.2,),
-    )
+    found = drawn_set(by_brightness, count=100, draws=100)
     assert np.bincount(found.logits.argmax(axis=1)).tolist() == [34, 33, 33]
-    assert found.note(["dark", "bright", "white"]) == ""
+    assert found.kept.tolist() == found.wanted.tolist() == [34, 33, 33]
+    assert found.note(CLASSES) == ""
     assert found.drawn == found.seen.sum()
     assert found.drawn < 100 * 100  # it ends when every class has its share
     # Each is what its number says, with the logits that the teacher gave it.
-    some = draw(int(found.numbers[7]), 1, **GREY)
-    assert (found.images[7] == some[0]).all()
-    assert (found.logits == by_brightness(found.images)).all()
-    assert (np.diff(found.numbers) > 0).all()
+    assert len(set(found.ids)) == 100
+    kind, number = found.ids[7].split("-")
+    assert kind == "procedural"
+    assert (found.images[7] == draw(int(number), 1, **GREY)[0]).all()
+    assert (found.logits == by_brightness(found.images).logits).all()
 
 
 def test_a_class_that_the_teacher_does_not_see_is_told() -> None:
-    def blind(images: np.ndarray) -> np.ndarray:
-        return by_brightness(images) - np.array([0, 0, 100], np.float32)
+    def blind(images: np.ndarray) -> Answer:
+        logits, misfit = by_brightness(images)
+        return Answer(logits - np.array([0, 0, 100], np.float32), misfit)
 
     reports = []
-    found = draw_set(
+    found = drawn_set(
         blind,
-        ProceduralSettings(count=90, draws=PIECE // 90 + 3),
-        classes=3,
-        **GREY,
-        mean=(0.5,),
-        std=(0.2,),
+        count=90,
+        draws=PIECE // 90 + 3,
         progress=lambda done, total: reports.append((done, total)),
     )
     assert np.bincount(found.logits.argmax(axis=1), minlength=3).tolist() == [30, 30, 0]
     assert found.drawn == 90 * (PIECE // 90 + 3)  # more than a piece, not a whole number of them
-    assert "white (0 of 30)" in found.note(["dark", "bright", "white"])
-    assert "raise draws" in found.note(["dark", "bright", "white"])
+    assert "white (0 of 30)" in found.note(CLASSES)
+    assert "raise draws" in found.note(CLASSES)
     assert reports[-1] == (60, 90)
-    told = found.to_dict(["dark", "bright", "white"])
+    told = found.to_dict(CLASSES)
     assert told["count"] == 60
     assert sum(told["seen"].values()) == found.drawn
+    assert sum(told["kept"].values()) == 60
+
+
+def test_what_is_rare_is_crossed_out_of_the_few_that_were_drawn() -> None:
+    few = drawn_set(by_brightness, count=900, draws=2, crosses=0)
+    assert 2 <= few.kept[2] < 300
+    assert "white" in few.note(CLASSES)
+
+    found = drawn_set(by_brightness, count=900, draws=2)
+    assert found.kept.tolist() == [300, 300, 300]
+    assert found.note(CLASSES) == ""
+    assert found.drawn == few.drawn  # before a drawing is crossed, all of them are made
+    crossed = [row for row, name in enumerate(found.ids) if name.startswith("crossed")]
+    assert len(crossed) == found.to_dict(CLASSES)["crossed"] == 900 - len(few.images)
+    assert set(found.logits[crossed].argmax(axis=1)) == {2}
+    assert (found.logits == by_brightness(found.images).logits).all()
+    assert len({image.tobytes() for image in found.images}) == 900
+
+
+def test_images_like_nothing_that_the_teacher_knows_are_left_out() -> None:
+    def fussy(images: np.ndarray) -> Answer:
+        return Answer(by_brightness(images).logits, images.std(axis=(1, 2, 3)) / 40)
+
+    def contrast(found: ProceduralSet) -> float:
+        return float(found.images.std(axis=(1, 2, 3)).max())
+
+    found = drawn_set(fussy, count=90, draws=100)
+    assert contrast(found) <= 40
+    assert found.misfits > 0
+    every = drawn_set(fussy, count=90, draws=100, only_fitting=False)
+    assert contrast(every) > 60
+    assert every.misfits == 0
+
+
+def test_sure_answers_come_first_and_others_fill_what_is_missing() -> None:
+    # Brightness 0.5 is the border of two classes: no answer is sure there.
+    def least(found: ProceduralSet) -> float:
+        odds = np.exp(found.logits - found.logits.max(axis=1, keepdims=True))
+        return float((1 / odds.sum(axis=1)).min())
+
+    assert least(drawn_set(by_brightness, count=60, draws=50, confidence=0.9)) >= 0.9
+    assert least(drawn_set(by_brightness, count=60, draws=50, confidence=0.0)) < 0.7
+
+    def unsure(images: np.ndarray) -> Answer:
+        return Answer(0.1 * by_brightness(images).logits, np.zeros(len(images), np.float32))
+
+    found = drawn_set(unsure, count=90, draws=20, crosses=0, confidence=1.0)
+    assert found.kept.tolist() == [30, 30, 30]
+    # Of all that were seen, those of the highest probability were taken: the darkest here.
+    darkest = np.argsort(unsure(draw(0, found.drawn, **GREY)).logits[:, 0])[-30:]
+    assert {f"procedural-{number:06d}" for number in darkest} <= set(found.ids)
 
 
 def test_fewer_images_than_classes_are_refused() -> None:
     with pytest.raises(UsageError, match="2 procedural images cannot cover 3 classes"):
-        draw_set(
-            by_brightness,
-            ProceduralSettings(count=2),
-            classes=3,
-            **GREY,
-            mean=(0.5,),
-            std=(0.2,),
-        )
+        drawn_set(by_brightness, count=2)
 
 
 def test_all_wrong_settings_are_told_at_once() -> None:
-    with pytest.raises(UsageError, match=r"count is -1.*draws is 0"):
-        ProceduralSettings(count=-1, draws=0)
+    with pytest.raises(
+        UsageError, match=r"count is -1.*draws is 0.*crosses is -2.*confidence is 2"
+    ):
+        ProceduralSettings(count=-1, draws=0, crosses=-2, confidence=2)
