@@ -68,9 +68,12 @@ def network_answer(network: Teacher, images: Images, *, batch: int = BATCH) -> A
         images: shape (N, H, W, C) uint8, at least one.
         batch: images at once.
     """
+    import torch
+
     from hydistill_edge.objectives.misfit import MisfitReader
     from hydistill_edge.synthesis.procedural_set import Answer
 
+    network.to(memory_format=torch.channels_last)  # pixels come in this order: up to twice as fast
     logits, misfits = [], []
     with MisfitReader(network) as reader:
         for start in range(0, len(images), batch):

@@ -2,9 +2,10 @@
 
 Fashion-MNIST at 16 px, grey: a ResNet-20 teacher trained on 15,000 labelled images, and a student
 that starts as the teacher with at most a quarter of its multiply-accumulates, trained by method kd
-on 1,000 images that are no photographs: inverted ones, ones from formulas (`procedural`: as many of
-each class as the teacher sees; `unchosen`: the first that come), or half and half (`both`). About
-15 minutes of one core.
+on 1,000 images that are no photographs: inverted ones, ones from formulas, or half and half
+(`both`). Those from formulas are as many of each class, of such that fit the teacher's memory, sure
+ones first, with rare classes crossed (`procedural`); without one of these (`any_fit`, `any_sure`,
+`uncrossed`), or the first that come (`unchosen`). About 25 minutes of one core.
 
     python tools/bench/procedural_arms.py SHARED --keep RUNS
 """
@@ -24,7 +25,7 @@ from hydistill_edge.images.transfer_set import TransferSet
 from hydistill_edge.methods.kd import KDSettings, distill
 from hydistill_edge.models.slimming import slim
 from hydistill_edge.models.teacher import Teacher
-from hydistill_edge.stages.logits import network_logits
+from hydistill_edge.stages.logits import network_answer
 from hydistill_edge.synthesis.inversion import InversionSettings, invert
 from hydistill_edge.synthesis.procedural import draw
 from hydistill_edge.synthesis.procedural_set import ProceduralSettings, draw_set
@@ -33,14 +34,21 @@ QUESTION = str(__doc__).splitlines()[0]
 
 # Frozen before the first run.
 SHARE = 0.25
+DRAWS = 8
 IMAGES = 1000
 SETTINGS = KDSettings(steps=800, batch=64, augment=AUGMENT, evaluations=8)
 INVERSION = InversionSettings(flip=True)
-ARMS = ("inverted", "procedural", "unchosen", "both")
+WITHOUT: dict[str, dict[str, Any]] = {
+    "any_fit": {"only_fitting": False},
+    "any_sure": {"confidence": 0.0},
+    "uncrossed": {"crosses": 0},
+}
+ARMS = ("inverted", "procedural", *WITHOUT, "unchosen", "both")
 CLAIMS = (
     ("both", "inverted"),
     ("procedural", "inverted"),
     ("procedural", "unchosen"),
+    *(("procedural", name) for name in WITHOUT),
     ("both", "procedural"),
 )
 
@@ -56,19 +64,19 @@ def set_of(name: str, teacher: Teacher, seed: int, keep: Path) -> TransferSet:
         made = invert(teacher, count=half, settings=INVERSION, seed=seed)
         parts["inverted"] = ("synthetic", made.images)
     if name != "inverted":
-        parts["procedural"] = ("procedural", _drawn(teacher, half, seed, chosen=name != "unchosen"))
+        parts["procedural"] = ("procedural", _drawn(name, teacher, half, seed))
     return write_set(folder, teacher, parts)
 
 
-def _drawn(teacher: Teacher, count: int, seed: int, *, chosen: bool) -> Images:
+def _drawn(name: str, teacher: Teacher, count: int, seed: int) -> Images:
     spec = teacher.spec
     like: dict[str, Any] = {"size": spec.size, "channels": spec.channels, "seed": seed}
     like |= {"mean": spec.mean, "std": spec.std}
-    if not chosen:
+    if name == "unchosen":
         return draw(0, count, **like)
     return draw_set(
-        lambda images: network_logits(teacher, images),
-        ProceduralSettings(count=count, draws=20),
+        lambda images: network_answer(teacher, images),
+        ProceduralSettings(count=count, draws=DRAWS, **WITHOUT.get(name, {})),
         classes=len(teacher.classes),
         **like,
     ).images
