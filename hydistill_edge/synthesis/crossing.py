@@ -19,7 +19,7 @@ def cross(parents: Images, count: int, choice: np.random.Generator) -> Images:
     """Return new images, each out of two parents.
 
     Args:
-        parents: shape (N, H, W, C) uint8, at least one.
+        parents: shape (N, H, W, C) uint8; a single one is shown in another light only.
         count: how many.
         choice: all that is drawn is drawn from here.
 
@@ -27,12 +27,12 @@ def cross(parents: Images, count: int, choice: np.random.Generator) -> Images:
         Shape (count, H, W, C) uint8.
     """
     children = np.empty((count, *parents.shape[1:]), np.uint8)
+    alone = len(parents) == 1
     for place in range(count):
-        one, other = (
-            _moved(parents[index].astype(np.float32), choice)
-            for index in choice.integers(len(parents), size=2)
-        )
-        kind = choice.random()
+        first, second = (0, 0) if alone else choice.choice(len(parents), size=2, replace=False)
+        one = _moved(parents[first].astype(np.float32), choice)
+        other = _moved(parents[second].astype(np.float32), choice)
+        kind = 1.0 if alone else choice.random()
         if kind < 0.4:
             child = _laid_over(one, other, choice.uniform(0.2, 0.8))
         elif kind < 0.7:

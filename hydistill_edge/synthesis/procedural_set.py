@@ -186,12 +186,12 @@ def draw_set(
     choice = np.random.default_rng([seed, _CROSSINGS, 0])
     parents = basket.parents()
     crossed = 0
-    for piece in _pieces(settings.crosses * count):
+    for turn, piece in enumerate(_pieces(settings.crosses * count)):
         open_classes = [place for place in parents if basket.lacking[place]]
         if not open_classes:
             break
-        most = max(open_classes, key=lambda place: int(basket.lacking[place]))
-        found = cross(parents[most], piece, choice)
+        # In turns: a class whose crossings are all of another one must not use up the budget.
+        found = cross(parents[open_classes[turn % len(open_classes)]], piece, choice)
         basket.add(found, ask(found), "crossed", crossed)
         crossed += piece
         if progress is not None:

@@ -156,6 +156,20 @@ def test_what_is_rare_is_crossed_out_of_the_few_that_were_drawn() -> None:
     assert len({image.tobytes() for image in found.images}) == 900
 
 
+def test_a_class_that_cannot_be_crossed_does_not_starve_another() -> None:
+    """Class "twin" is seen in the very first drawing alone; its crossings are of class "dark"."""
+    first = draw(0, 1, **GREY)[0].tobytes()
+
+    def ask(images: np.ndarray) -> Answer:
+        logits, misfit = by_brightness(images)
+        twin = np.array([20.0 if image.tobytes() == first else -99.0 for image in images])
+        return Answer(np.column_stack([logits, twin]).astype(np.float32), misfit)
+
+    found = drawn_set(ask, classes=4, count=1200, draws=2, crosses=8)
+    assert found.kept.tolist() == [300, 300, 300, 1]
+    assert found.note([*CLASSES, "twin"]).startswith("the teacher saw too little of twin (1 of")
+
+
 def test_images_like_nothing_that_the_teacher_knows_are_left_out() -> None:
     def fussy(images: np.ndarray) -> Answer:
         return Answer(by_brightness(images).logits, images.std(axis=(1, 2, 3)) / 40)
