@@ -19,7 +19,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,16 @@ class Row:
         synthetic: images to make.
         minutes: at most for the student's training.
         real_share: of each batch; None for the images' own share.
-        procedural: images from formulas, and how many to draw for each that is kept.
+        procedural: section of the recipe on images from formulas.
+        training: what stands there beside what the case has for both rows.
     """
 
     student: Mapping[str, Any]
     synthetic: int
     minutes: int
     real_share: float | None = None
-    procedural: tuple[int, int] = (0, 1)
+    procedural: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,13 @@ def cases(shared: Path) -> dict[str, Case]:
             training={"steps": 30_000, "batch": 128, "cutmix_share": 0.5},
             # Images made from the teacher are understood at once: real ones take the whole batch.
             unlabelled=Row(SLIMMED, synthetic=512, minutes=38, real_share=1.0),
-            none=Row(SLIMMED, synthetic=3072, minutes=23, procedural=(20_000, 4)),
+            none=Row(
+                SLIMMED,
+                synthetic=2048,
+                minutes=27,
+                procedural={"count": 25_000, "draws": 4, "crosses": 6},
+                training={"batch": 64},
+            ),
         ),
         "neu_steel": Case(
             teacher={
@@ -150,7 +158,12 @@ def cases(shared: Path) -> dict[str, Case]:
                 minutes=6,
                 real_share=0.9,
             ),
-            none=Row(SLIMMED, synthetic=512, minutes=20, procedural=(16_000, 8)),
+            none=Row(
+                SLIMMED,
+                synthetic=512,
+                minutes=28,
+                procedural={"count": 24_000, "draws": 6, "confidence": 0.0},
+            ),
         ),
     }
 
@@ -166,12 +179,13 @@ def recipe_of(name: str, case: Case, kind: str) -> Recipe:
             "real": [dict(case.pilot)] if kind == "unlabelled" else [],
             "synthetic": {
                 "count": row.synthetic,
-                "procedural": dict(zip(("count", "draws"), row.procedural, strict=True)),
+                "procedural": dict(row.procedural),
             },
         },
         "student": dict(row.student),
         "training": {
             **case.training,
+            **row.training,
             "real_share": row.real_share,
             "max_seconds": 60 * row.minutes,
         },
