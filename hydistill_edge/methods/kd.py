@@ -23,13 +23,15 @@ Where this departs from the papers, and why:
   statistics, and its answers, tuned to whole images.
 - The weights that are kept are the latest whose agreement on the hold-out is within a standard
   error of the highest: ten held-out images would otherwise choose an early, unfinished student.
+- A hint on the penultimate vector (`feature_weight`, FitNets) can stand beside the logits.
 - Real and synthetic images are drawn from their own shuffled passes, so that a hundred real images
   are not lost among thousands of synthetic ones.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -40,16 +42,20 @@ from torch import Tensor, nn
 from hydistill_edge.images.augment import Augment, AugmentSettings, Mixed, cutmix, mixup
 from hydistill_edge.images.transfer_set import TransferSet
 from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint
+from hydistill_edge.methods.feature_hint import FeatureHint, HintedStudent
 from hydistill_edge.methods.pool import Draws, Pool, is_real, judge_on, split
 from hydistill_edge.methods.settings import TrainingSettings
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.objectives.logits import kd_kl, kd_kl_mixed
-from hydistill_edge.training.loop import Plan, Progress, train
+from hydistill_edge.training.loop import Judgement, Plan, Progress, train
 
 FRESH_RATE = 0.1
 SLIMMED_RATE = 0.03
 """Peaks of the schedule: for fresh weights, and for a student that starts from the teacher's."""
+
+HINT_IMAGES = 1024
+"""Images that mean and scale of the teacher's penultimate vector are taken from."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,8 @@ class KDSettings(TrainingSettings):
         mixup_share: share of the batches in which images are blended in pairs.
         cutmix_share: share of the batches in which each image gets a box of another one.
         mixup_alpha: of the Beta distribution of the shares of a pair, and of the boxes' areas.
+        feature_weight: of the hint, the squared distance to the teacher's penultimate vector in
+            units of its scale, after a linear map that only training has; 0 for none.
         augment: strengths in full; None for a crop by an eighth of the side, a cutout of a quarter,
             and `flip`.
 
@@ -85,6 +93,7 @@ class KDSettings(TrainingSettings):
     mixup_share: float = 0.5
     cutmix_share: float = 0.0
     mixup_alpha: float = 1.0
+    feature_weight: float = 0.0
     ema_share: float = 0.02
 
     def problems(self) -> list[str]:
@@ -105,6 +114,13 @@ class KDSettings(TrainingSettings):
             )
         if not self.mixup_alpha > 0:
             problems.append(f"mixup_alpha is {self.mixup_alpha}; expected more than 0")
+        if not 0 <= self.feature_weight < math.inf:
+            problems.append(f"feature_weight is {self.feature_weight}; expected at least 0")
+        elif self.feature_weight and self.teacher_view == "stored":
+            problems.append(
+                f"feature_weight is {self.feature_weight}, and stored views have no features; "
+                "use teacher_view augmented"
+            )
         return problems
 
     def plan(self, learning_rate: float = FRESH_RATE) -> Plan:
@@ -176,6 +192,15 @@ def distill(
     generator = torch.Generator(device).manual_seed(seed)
     augment = Augment(settings.augmentation(transfer.size))
     teacher.to(device).to(memory_format=torch.channels_last)
+    plan = settings.plan(SLIMMED_RATE if student.is_slimmed else FRESH_RATE)
+    trained_module: nn.Module = student
+    hint = None
+    if settings.feature_weight:
+        some = pool.images(train_on[:: -(-len(train_on) // HINT_IMAGES)])
+        hint = FeatureHint(student.to(device), teacher, some, seed=seed)
+        trained_module = HintedStudent(student, hint)
+        # Features are read by hooks on the student's own modules, which a compiled copy passes by.
+        plan = replace(plan, compile=False)
 
     def batch_loss(network: nn.Module, step: int) -> Tensor:
         indices = draws.at(step)
@@ -184,6 +209,12 @@ def distill(
         if mixed is not None:
             images = mixed.images
         images = images.contiguous(memory_format=torch.channels_last)
+        if hint is not None:
+            with torch.no_grad():
+                seen = teacher.features(images)
+            own = student.features(images)
+            loss = kd_kl(own.logits, seen.logits, temperature=settings.temperature)
+            return loss + settings.feature_weight * hint.loss(own.penultimate, seen.penultimate)
         logits: Tensor = network(images)
         if settings.teacher_view == "augmented":
             with torch.no_grad():
@@ -200,11 +231,16 @@ def distill(
             temperature=settings.temperature,
         )
 
+    judge = judge_on(pool, held_out, is_real(transfer), settings.batch)
+
+    def judge_student(network: nn.Module) -> Judgement:
+        return judge(network if hint is None else network.get_submodule("student"))
+
     trained = train(
-        student,
+        trained_module,
         batch_loss,
-        judge_on(pool, held_out, is_real(transfer), settings.batch),
-        settings.plan(SLIMMED_RATE if student.is_slimmed else FRESH_RATE),
+        judge_student,
+        plan,
         generators={"batch": generator},
         folder=workdir,
         fingerprint=fingerprint(teacher, student, transfer, settings, seed),

@@ -131,6 +131,10 @@ class RTKSettings(KDSettings):
             problems.append(f'variant "{self.variant}"; expected one of {", ".join(VARIANTS)}')
         if self.teacher_view != "augmented":
             problems.append('teacher_view "stored"; expected "augmented" (stored has no layers)')
+        if self.feature_weight:
+            problems.append(
+                f"feature_weight is {self.feature_weight}; rtk learns from layers, use beta"
+            )
         for name in ("kd_weight", "label_weight", "beta", "threshold"):
             if not getattr(self, name) >= 0:
                 problems.append(f"{name} is {getattr(self, name)}; expected at least 0")

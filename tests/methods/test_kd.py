@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,20 +123,22 @@ def test_student_is_in_eval_mode_and_teacher_untouched(
     assert all(p.grad is None for p in teacher.parameters())
 
 
-@pytest.mark.parametrize("step", [1, 13])
+@pytest.mark.parametrize(("step", "hint"), [(1, 0.0), (13, 0.0), (7, 1.0)])
 def test_student_is_the_same_when_training_is_killed_and_resumed(
     teacher: Teacher,
     transfer: TransferSet,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     step: int,
+    hint: float,
 ) -> None:
     def dying(*args: object, **kwargs: object) -> torch.Tensor:
         if left.pop() == 0:
             raise Killed
         return kd_kl(*args, **kwargs)  # type: ignore[arg-type]
 
-    settings, left = replace(QUICK, evaluations=1), list(range(step + 1))
+    settings = replace(QUICK, evaluations=1, feature_weight=hint)
+    left = list(range(step + 1))
     monkeypatch.setattr(kd, "kd_kl", dying)
     with pytest.raises(Killed):
         run(teacher, transfer, tmp_path / "cut", settings)
@@ -263,3 +266,25 @@ def test_slimmed_student_starts_at_a_smaller_rate_unless_one_is_given() -> None:
     assert KDSettings().plan().learning_rate == FRESH_RATE
     assert KDSettings().plan(SLIMMED_RATE).learning_rate == SLIMMED_RATE
     assert KDSettings(learning_rate=0.5).plan(SLIMMED_RATE).learning_rate == 0.5
+
+
+def test_a_hint_teaches_without_becoming_part_of_the_student(
+    teacher: Teacher, transfer: TransferSet, tmp_path: Path
+) -> None:
+    plain = run(teacher, transfer, tmp_path / "plain")
+    hinted = run(teacher, transfer, tmp_path / "hinted", replace(QUICK, feature_weight=1.0))
+    assert hinted.student.digest != plain.student.digest
+    assert set(hinted.student.state_dict()) == set(plain.student.state_dict())
+    assert hinted.history[-1]["loss"] > plain.history[-1]["loss"]  # it has one term more
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"feature_weight": -1.0}, "feature_weight is -1.0; expected at least 0"),
+        ({"feature_weight": 1.0, "teacher_view": "stored"}, "stored views have no features"),
+    ],
+)
+def test_wrong_hints_are_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        KDSettings(**changes)

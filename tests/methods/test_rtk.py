@@ -305,9 +305,12 @@ def test_layers_are_refused_when_they_cannot_serve(
 def test_settings_list_every_problem_when_values_are_out_of_range() -> None:
     with pytest.raises(
         UsageError,
-        match=r"rtk settings: batch is 1.*variant.*teacher_view.*beta is -1.*freeze_share is 2",
+        match=r"rtk settings: batch is 1.*variant.*teacher_view.*feature_weight is 1.*use beta.*"
+        r"beta is -1.*freeze_share is 2",
     ):
-        RTKSettings(batch=1, variant="x", teacher_view="stored", beta=-1, freeze_share=2)  # type: ignore[arg-type]
+        RTKSettings(
+            batch=1, variant="x", teacher_view="stored", beta=-1, freeze_share=2, feature_weight=1
+        )  # type: ignore[arg-type]
 
 
 def test_settings_are_refused_when_the_choice_is_frozen_before_it_begins() -> None:

@@ -5,7 +5,8 @@ that starts as the teacher with at most a quarter of its multiply-accumulates, t
 on 1,000 images that are no photographs: inverted ones, ones from formulas, or half and half
 (`both`). Those from formulas are as many of each class, of such that fit the teacher's memory, sure
 ones first, with rare classes crossed (`procedural`); without one of these (`any_fit`, `any_sure`,
-`uncrossed`), or the first that come (`unchosen`). About 25 minutes of one core.
+`uncrossed`), or the first that come (`unchosen`). `hinted` is `procedural` with a hint of weight 1
+on the penultimate vector. About 25 minutes of one core.
 
     python tools/bench/procedural_arms.py SHARED --keep RUNS
 """
@@ -13,6 +14,7 @@ ones first, with rare classes crossed (`procedural`); without one of these (`any
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +45,22 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "any_sure": {"confidence": 0.0},
     "uncrossed": {"crosses": 0},
 }
-ARMS = ("inverted", "procedural", *WITHOUT, "unchosen", "both")
+HINT = replace(SETTINGS, feature_weight=1.0)
+ARMS = ("inverted", "procedural", *WITHOUT, "hinted", "unchosen", "both")
 CLAIMS = (
     ("both", "inverted"),
     ("procedural", "inverted"),
     ("procedural", "unchosen"),
     *(("procedural", name) for name in WITHOUT),
+    ("hinted", "procedural"),
     ("both", "procedural"),
 )
 
 
 def set_of(name: str, teacher: Teacher, seed: int, keep: Path) -> TransferSet:
     """Return the images of one arm and seed."""
+    if name == "hinted":
+        return set_of("procedural", teacher, seed, keep)
     folder = keep / f"set-{name}-{seed}"
     if folder.exists():
         return TransferSet.open(folder)
@@ -98,7 +104,7 @@ def main() -> None:
             teacher,
             slim(teacher, macs_share=SHARE),
             transfer,
-            SETTINGS,
+            HINT if name == "hinted" else SETTINGS,
             workdir=workdir,
             seed=seed,
         )
