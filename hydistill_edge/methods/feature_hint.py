@@ -58,8 +58,9 @@ class FeatureHint(nn.Module):
             student: penultimate vectors (N, D); gradients flow here and into the map.
             teacher: penultimate vectors (N, E) of the same images; detached.
         """
-        brought = self.map(_vector(student)).float()
-        return ((brought - _vector(teacher).detach().float()) / self.scale).square().mean()
+        brought: Tensor = self.map(_vector(student))
+        offset = (brought.float() - _vector(teacher).detach().float()) / self.scale
+        return offset.square().mean()
 
 
 class HintedStudent(nn.Module):
