@@ -67,7 +67,7 @@ class ProceduralSettings:
     """
 
     count: int = 0
-    draws: int = 10
+    draws: int = 4
     crosses: int = 4
     only_fitting: bool = True
     confidence: float = 0.5
