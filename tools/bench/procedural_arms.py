@@ -40,6 +40,7 @@ DRAWS = 8
 IMAGES = 1000
 SETTINGS = KDSettings(steps=800, batch=64, augment=AUGMENT, evaluations=8)
 INVERSION = InversionSettings(flip=True)
+CHOICE: dict[str, Any] = {"draws": DRAWS, "only_fitting": True, "confidence": 0.5, "crosses": 4}
 WITHOUT: dict[str, dict[str, Any]] = {
     "any_fit": {"only_fitting": False},
     "any_sure": {"confidence": 0.0},
@@ -82,7 +83,7 @@ def _drawn(name: str, teacher: Teacher, count: int, seed: int) -> Images:
         return draw(0, count, **like)
     return draw_set(
         lambda images: network_answer(teacher, images),
-        ProceduralSettings(count=count, draws=DRAWS, **WITHOUT.get(name, {})),
+        ProceduralSettings(count=count, **(CHOICE | WITHOUT.get(name, {}))),
         classes=len(teacher.classes),
         **like,
     ).images
