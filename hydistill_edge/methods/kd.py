@@ -42,9 +42,9 @@ from torch import Tensor, nn
 from hydistill_edge.images.augment import Augment, AugmentSettings, Mixed, cutmix, mixup
 from hydistill_edge.images.transfer_set import TransferSet
 from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint
-from hydistill_edge.methods.feature_hint import FeatureHint, HintedStudent
 from hydistill_edge.methods.pool import Draws, Pool, is_real, judge_on, split
 from hydistill_edge.methods.settings import TrainingSettings
+from hydistill_edge.models.feature_hint import FeatureHint, HintedStudent
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.objectives.logits import kd_kl, kd_kl_mixed

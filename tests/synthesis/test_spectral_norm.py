@@ -13,7 +13,9 @@ from hydistill_edge.synthesis.spectral_norm import spectral_norm
 
 
 def pair(kind: type[nn.Module]) -> tuple[nn.Module, nn.Module]:
-    layer = nn.Linear(6, 5) if kind is nn.Linear else nn.Conv2d(3, 4, 3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = nn.Linear(6, 5) if kind is nn.Linear else nn.Conv2d(3, 4, 3)
     other = copy.deepcopy(layer)
     for put_on, network in ((spectral_norm, layer), (parametrizations.spectral_norm, other)):
         with torch.random.fork_rng(devices=[]):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hydistill_edge.methods.feature_hint import FeatureHint
+from hydistill_edge.models.feature_hint import FeatureHint
 from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
