@@ -9,7 +9,7 @@ from torch import nn
 
 from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.teacher import Teacher
-from hydistill_edge.objectives.misfit import MisfitReader
+from hydistill_edge.objectives.misfit import reading_misfit
 from hydistill_edge.stages.logits import network_answer, network_logits
 from hydistill_edge.synthesis.procedural import draw
 
@@ -29,7 +29,7 @@ def test_an_answer_is_the_same_in_batches_as_at_once() -> None:
     images = draw(0, 10, size=(8, 8), channels=1)
     logits, misfit = network_answer(asked, images, batch=4)
     np.testing.assert_allclose(logits, network_logits(asked, images), atol=1e-5)
-    with MisfitReader(asked) as reader, torch.no_grad():
+    with reading_misfit(asked) as reader, torch.no_grad():
         asked(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
         np.testing.assert_allclose(misfit, reader.take().numpy(), rtol=1e-4)
     assert misfit.std() > 0

@@ -11,52 +11,30 @@ image alone; the bound is the law of total variance.
 
 from __future__ import annotations
 
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
 
 from hydistill_edge.objectives.bn_statistics import bn_layers
 
 
 class MisfitReader:
-    """Reads the misfit of every image that passes a network; a context manager.
-
-        with MisfitReader(network) as reader:
-            network(images)
-            misfit = reader.take()
-
-    The network stays as it is: it gains readers, and loses them at the end.
+    """Holds the misfit of every image that passes a network; made by `reading_misfit`.
 
     Args:
-        network: its BatchNorm layers that keep running statistics are read; it may have none.
+        layers: BatchNorm layers that are read; there may be none.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self._norms = [norm for _, norm in bn_layers(network)]
+    def __init__(self, layers: int) -> None:
+        self._layers = layers
         self._seen: list[Tensor] = []
-        self._handles: list[RemovableHandle] = []
-
-    def __enter__(self) -> MisfitReader:
-        self._handles += [norm.register_forward_pre_hook(self._read) for norm in self._norms]
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._seen.clear()
 
     def __bool__(self) -> bool:
         """Return whether there is a layer to read."""
-        return bool(self._norms)
+        return self._layers > 0
 
     def take(self) -> Tensor:
         """Return the misfit of each image since the last call, shape (N,): the layers' mean.
@@ -69,7 +47,8 @@ class MisfitReader:
         seen, self._seen = self._seen, []
         return torch.stack(seen).mean(dim=0)
 
-    def _read(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def read(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Take in what one layer is given; a hook before its forward."""
         assert isinstance(norm, _BatchNorm)
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -78,3 +57,24 @@ class MisfitReader:
         moved = norm.running_var > norm.eps
         offset = (means - norm.running_mean).square() / (norm.running_var + norm.eps)
         self._seen.append((offset * moved).sum(dim=1) / moved.sum().clamp(min=1))
+
+
+@contextmanager
+def reading_misfit(network: nn.Module) -> Iterator[MisfitReader]:
+    """Read the misfit of every image that passes a network.
+
+        with reading_misfit(network) as reader:
+            network(images)
+            misfit = reader.take()
+
+    The network stays as it is: it gains readers, and loses them at the end.
+
+    Args:
+        network: its BatchNorm layers that keep running statistics are read.
+    """
+    norms = bn_layers(network)
+    reader = MisfitReader(len(norms))
+    with ExitStack() as stack:
+        for _, norm in norms:
+            stack.enter_context(norm.register_forward_pre_hook(reader.read))
+        yield reader

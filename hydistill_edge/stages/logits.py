@@ -70,12 +70,12 @@ def network_answer(network: Teacher, images: Images, *, batch: int = BATCH) -> A
     """
     import torch
 
-    from hydistill_edge.objectives.misfit import MisfitReader
+    from hydistill_edge.objectives.misfit import reading_misfit
     from hydistill_edge.synthesis.procedural_set import Answer
 
     network.to(memory_format=torch.channels_last)  # pixels come in this order: up to twice as fast
     logits, misfits = [], []
-    with MisfitReader(network) as reader:
+    with reading_misfit(network) as reader:
         for start in range(0, len(images), batch):
             logits.append(network_logits(network, images[start : start + batch], batch=batch))
             misfits.append(reader.take().cpu().numpy() if reader else np.zeros(len(logits[-1])))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hydistill_edge.objectives.misfit import MisfitReader
+from hydistill_edge.objectives.misfit import reading_misfit
 
 
 def norm(mean: list[float], variance: list[float]) -> nn.BatchNorm2d:
@@ -23,7 +23,7 @@ def test_misfit_by_hand() -> None:
     images = torch.zeros(2, 2, 2, 2)
     images[0, 0] = 6.0  # three deviations from 0
     images[:, 1] = torch.tensor([[0.5, 1.5], [1.5, 2.5]])  # in the mean 1.5: one deviation
-    with MisfitReader(layer) as reader:
+    with reading_misfit(layer) as reader:
         layer(images)
         misfit = reader.take()
     torch.testing.assert_close(misfit, torch.tensor([(9 + 1) / 2, 1 / 2]), rtol=1e-3, atol=0)
@@ -32,7 +32,7 @@ def test_misfit_by_hand() -> None:
 def test_layers_count_alike_and_vectors_too() -> None:
     network = nn.Sequential(norm([0.0], [1.0]), nn.Flatten(), nn.BatchNorm1d(4)).eval()
     images = torch.full((3, 1, 2, 2), 2.0)
-    with MisfitReader(network) as reader:
+    with reading_misfit(network) as reader:
         network(images)
         misfit = reader.take()
     torch.testing.assert_close(misfit, torch.full((3,), 4.0), rtol=1e-3, atol=0)
@@ -40,7 +40,7 @@ def test_layers_count_alike_and_vectors_too() -> None:
 
 def test_a_channel_that_never_moved_does_not_count() -> None:
     layer = norm([0.0, 5.0], [1.0, 0.0])
-    with MisfitReader(layer) as reader:
+    with reading_misfit(layer) as reader:
         layer(torch.ones(1, 2, 3, 3))
         assert reader.take().item() == pytest.approx(1.0, rel=1e-3)
 
@@ -60,7 +60,7 @@ def test_images_that_a_network_remembers_have_at_most_one_in_the_mean() -> None:
     with torch.no_grad():
         network(images)
     network.eval()
-    with MisfitReader(network) as reader, torch.no_grad():
+    with reading_misfit(network) as reader, torch.no_grad():
         network(images)
         known = reader.take()
         network(10 * images)
@@ -71,7 +71,7 @@ def test_images_that_a_network_remembers_have_at_most_one_in_the_mean() -> None:
 
 def test_the_network_stays_as_it_was() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).eval()
-    with MisfitReader(network) as reader:
+    with reading_misfit(network) as reader:
         assert reader
         network(torch.randn(2, 1, 4, 4))
     assert not any(module._forward_pre_hooks for module in network.modules())
@@ -80,4 +80,5 @@ def test_the_network_stays_as_it_was() -> None:
 
 
 def test_without_batchnorm_there_is_nothing_to_read() -> None:
-    assert not MisfitReader(nn.Sequential(nn.Conv2d(1, 2, 1), nn.GroupNorm(1, 2)))
+    with reading_misfit(nn.Sequential(nn.Conv2d(1, 2, 1), nn.GroupNorm(1, 2))) as reader:
+        assert not reader
