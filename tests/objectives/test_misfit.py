@@ -74,6 +74,8 @@ def test_the_network_stays_as_it_was() -> None:
     with reading_misfit(network) as reader:
         assert reader
         network(torch.randn(2, 1, 4, 4))
+        assert reader.take().shape == (2,)
+    network(torch.randn(2, 1, 4, 4))
     assert not any(module._forward_pre_hooks for module in network.modules())
     with pytest.raises(RuntimeError, match="no BatchNorm layer was run"):
         reader.take()
