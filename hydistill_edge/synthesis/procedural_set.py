@@ -219,7 +219,7 @@ class _Basket:
         self._settings = settings
         self._images: list[Images] = []
         self._logits: list[Logits] = []
-        self._reserve = [_Reserve() for _ in wanted]
+        self._reserve: dict[int, _Reserve] = {}
 
     def add(self, images: Images, answer: Answer, word: str, first: int) -> NDArray[np.int64]:
         """Keep fitting ones of classes that lack some; return the class of each image.
@@ -239,13 +239,16 @@ class _Basket:
             confident = confidence[rows] >= self._settings.confidence
             chosen.append(rows[confident][:lacking])
             unsure, left = rows[~confident], int(lacking - len(chosen[-1]))
-            self._reserve[place].add(unsure, images, answer.logits, ids, confidence, most=left)
+            reserve = self._reserve.setdefault(place, _Reserve(images[:0], answer.logits[:0]))
+            reserve.add(
+                images[unsure], answer.logits[unsure], [ids[row] for row in unsure], most=left
+            )
         self._keep(np.sort(np.concatenate(chosen)), images, answer.logits, ids)
         return labels
 
     def fill(self) -> None:
         """Take what classes still lack from the reserve, the most confident first."""
-        for place, reserve in enumerate(self._reserve):
+        for place, reserve in self._reserve.items():
             rows = np.arange(min(len(reserve.ids), self.lacking[place]))
             if len(rows):
                 self._keep(rows, reserve.images, reserve.logits, reserve.ids)
@@ -258,15 +261,11 @@ class _Basket:
         """Return the images of every class that lacks some and has any, those in reserve too."""
         images, logits = self.images_and_logits()
         labels = logits.argmax(axis=1)
-        found = {}
-        for place in np.flatnonzero(self.lacking):
-            reserve = self._reserve[place]
-            those = images[labels == place]
-            if len(reserve.ids):
-                those = np.concatenate([those, reserve.images])
-            if len(those):
-                found[int(place)] = those
-        return found
+        every = {
+            int(place): np.concatenate([images[labels == place], self._reserve[place].images])
+            for place in np.flatnonzero(self.lacking)
+        }
+        return {place: found for place, found in every.items() if len(found)}
 
     def _keep(
         self, rows: NDArray[np.int64], images: Images, logits: Logits, ids: Sequence[str]
@@ -280,39 +279,27 @@ class _Basket:
 
 
 class _Reserve:
-    """The most confident of one class's images that are not confident enough, best first."""
+    """The most confident of one class's images that are not confident enough, best first.
 
-    def __init__(self) -> None:
-        self.images: Images = np.empty(0, np.uint8)
-        self.logits: Logits = np.empty(0, np.float32)
+    Args:
+        images: none of them, in their shape.
+        logits: the same.
+    """
+
+    def __init__(self, images: Images, logits: Logits) -> None:
+        self.images, self.logits = images, logits
         self.ids: list[str] = []
-        self._confidence = np.empty(0, np.float32)
 
-    def add(
-        self,
-        rows: NDArray[np.int64],
-        images: Images,
-        logits: Logits,
-        ids: Sequence[str],
-        confidence: NDArray[np.float32],
-        *,
-        most: int,
-    ) -> None:
-        """Add rows of a piece, and forget all but `most`."""
-        if not len(rows) and len(self.ids) <= most:
+    def add(self, images: Images, logits: Logits, ids: Sequence[str], *, most: int) -> None:
+        """Add images, and forget all but `most`."""
+        if not len(ids) and len(self.ids) <= most:
             return
-        first = not self.ids
-        every = np.concatenate([self._confidence, confidence[rows]])
-        order = np.argsort(-every, kind="stable")[:most]
-        self._confidence = every[order]
-        new_ids = [*self.ids, *(ids[row] for row in rows)]
-        self.ids = [new_ids[place] for place in order]
-        self.images = (images[rows] if first else np.concatenate([self.images, images[rows]]))[
-            order
-        ]
-        self.logits = (logits[rows] if first else np.concatenate([self.logits, logits[rows]]))[
-            order
-        ]
+        every_logits = np.concatenate([self.logits, logits])
+        order = np.argsort(-_confidences(every_logits), kind="stable")[:most]
+        every_id = [*self.ids, *ids]
+        self.ids = [every_id[place] for place in order]
+        self.images = np.concatenate([self.images, images])[order]
+        self.logits = every_logits[order]
 
 
 def _confidences(logits: Logits) -> NDArray[np.float32]:
