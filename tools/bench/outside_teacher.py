@@ -123,7 +123,7 @@ def cases(shared: Path) -> dict[str, Case]:
                 SLIMMED,
                 synthetic=2048,
                 minutes=22,
-                procedural={"count": 25_000, "draws": 4, "crosses": 6, "confidence": 0.0},
+                procedural={"count": 25_000, "draws": 4, "crosses": 6},
                 training={"batch": 64},
             ),
         ),
@@ -162,9 +162,8 @@ def cases(shared: Path) -> dict[str, Case]:
                 SLIMMED,
                 synthetic=512,
                 minutes=28,
-                # Unsure answers too: they are where two kinds of damage meet. Six logits an image
-                # say little; what they come from says more.
-                procedural={"count": 21_000, "draws": 6, "confidence": 0.0},
+                # Six logits an image say little; what they come from says more.
+                procedural={"count": 21_000, "draws": 6},
                 training={"feature_weight": 1.0},
             ),
         ),
