@@ -263,8 +263,8 @@ class _Basket:
         images, logits = self.images_and_logits()
         labels = logits.argmax(axis=1)
         every = {
-            int(place): np.concatenate([images[labels == place], self._reserve[place].images])
-            for place in np.flatnonzero(self.lacking)
+            place: np.concatenate([images[labels == place], self._reserve[place].images])
+            for place in np.flatnonzero(self.lacking).tolist()
         }
         return {place: found for place, found in every.items() if len(found)}
 
