@@ -162,8 +162,8 @@ def cases(shared: Path) -> dict[str, Case]:
                 SLIMMED,
                 synthetic=512,
                 minutes=28,
-                # Six logits an image say little; what they come from says more.
                 procedural={"count": 21_000, "draws": 6},
+                # Six logits an image say little; what they come from says more.
                 training={"feature_weight": 1.0},
             ),
         ),
