@@ -16,12 +16,15 @@ from hydistill_edge.calibration.choose import pixel_digest
 from hydistill_edge.calibration.control import judge_control
 from hydistill_edge.calibration.ranges import METHODS
 from hydistill_edge.errors import MethodError, RunDirectoryError
+from hydistill_edge.images.content_hash import content_hashes
+from hydistill_edge.images.transfer_format import REAL_ORIGINS
 from hydistill_edge.run_directory import RunDirectory
 from hydistill_edge.stages import artifacts, calibration, targets
 from hydistill_edge.stages.bundle import _fit_reject
-from hydistill_edge.stages.logits import network_logits
+from hydistill_edge.stages.logits import network_answer, network_logits
 from hydistill_edge.stages.summary import _calibration_gates
 from hydistill_edge.stages.work import Work, quiet
+from hydistill_edge.synthesis.procedural_set import FITTING, Answer
 from hydistill_edge.targets.parity import run_in_batches
 
 
@@ -80,6 +83,70 @@ def test_reject_rule_leaves_out_the_images_that_ranges_were_taken_from(tmp_path:
     )
 
     assert "2 real hold-out images" in _fit_reject(work, built).why
+
+
+def candidates(work: Work, made: list[bool]) -> calibration.Candidates:
+    count = len(made)
+    images = np.random.default_rng(0).integers(0, 255, (count, *work.recipe.image_size()), np.uint8)
+    labels, ids = np.zeros(count, np.int64), [f"c{row}" for row in range(count)]
+    hashes = content_hashes(images)
+    return calibration.Candidates(
+        lambda rows: images[rows], hashes, labels, ids, "transfer", np.array(made)
+    )
+
+
+@pytest.mark.parametrize(
+    ("misfits", "made", "count", "expected", "left_out"),
+    [
+        ([0.5, 1.0, 1.1, 9.0], [True] * 4, 2, [0, 1], 2),
+        ([9.0, 9.0, 0.5, 9.0], [False, False, True, True], 2, [0, 1, 2], 1),  # taken ones stay
+        ([7.0, 3.0, 0.5, 5.0], [True] * 4, 3, [1, 2, 3], 1),  # too few fit: the least unlike
+        ([9.0] * 4, [False] * 4, 2, [0, 1, 2, 3], 0),
+    ],
+)
+def test_made_images_that_do_not_fit_the_student_set_no_range(
+    work: Work,
+    monkeypatch: pytest.MonkeyPatch,
+    misfits: list[float],
+    made: list[bool],
+    count: int,
+    expected: list[int],
+    left_out: int,
+) -> None:
+    given = candidates(work, made)
+    known = {bytes(given.images(np.array([row]))): misfits[row] for row in range(4)}
+
+    def answer(_: object, images: np.ndarray) -> Answer:
+        found = np.array([known[bytes(image[None])] for image in images], np.float32)
+        return Answer(np.zeros((len(images), 2), np.float32), found)
+
+    monkeypatch.setattr("hydistill_edge.stages.logits.network_answer", answer)
+    section = work.recipe.calibration.model_copy(update={"count": count})
+    asked = Work(work.recipe.model_copy(update={"calibration": section}), work.run, quiet)
+    rows, misfit = calibration._fitting(asked, given)
+    assert (rows.tolist(), misfit) == (expected, left_out)
+
+
+def test_only_so_many_made_images_are_looked_at(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "MOST_LOOKED", 5)
+    monkeypatch.setattr(calibration, "PIECE", 2)
+    section = work.recipe.calibration.model_copy(update={"count": 5})
+    asked = Work(work.recipe.model_copy(update={"calibration": section}), work.run, quiet)
+    rows, misfits = calibration._fitting(asked, candidates(work, [True] * 12))
+    assert (len(rows), misfits) == (5, 0)
+
+
+def test_chosen_images_that_were_made_fit_the_student(work: Work) -> None:
+    _, choice = calibration.read_choice(work)
+    assert choice["misfits"] >= 0
+    transfer = work.transfer
+    chosen = [row for row, name in enumerate(transfer.ids) if name in set(choice["ids"])]
+    made = [row for row in chosen if transfer.origins[row] not in REAL_ORIGINS]
+    assert made
+    misfit = network_answer(work.student, transfer.images(np.array(made))).misfit
+    assert misfit.max() <= FITTING
 
 
 def test_images_come_from_the_student_when_asked(work: Work) -> None:

@@ -11,6 +11,7 @@ from hydistill_edge.targets.base import Images, Logits
 if TYPE_CHECKING:
     from torch import nn
 
+    from hydistill_edge.models.student import Student
     from hydistill_edge.models.teacher import Teacher
     from hydistill_edge.synthesis.procedural_set import Answer
 
@@ -60,11 +61,11 @@ def network_features(network: Teacher, images: Images, *, batch: int = BATCH) ->
     return np.concatenate(parts)
 
 
-def network_answer(network: Teacher, images: Images, *, batch: int = BATCH) -> Answer:
-    """Return a teacher's logits, and how little each image is like what it was trained on.
+def network_answer(network: Teacher | Student, images: Images, *, batch: int = BATCH) -> Answer:
+    """Return a network's logits, and how little each image is like what it was trained on.
 
     Args:
-        network: the teacher; without BatchNorm no image is unlike.
+        network: the teacher, or the student; without BatchNorm no image is unlike.
         images: shape (N, H, W, C) uint8, at least one.
         batch: images at once.
     """

@@ -28,7 +28,7 @@ PIECE = 1024
 """Images that are drawn before the teacher is asked about them."""
 
 FITTING = 1.0
-"""Highest misfit of an image that is kept: the most that real images have in the mean."""
+"""Highest misfit of an image that fits: the most that training images have in the mean."""
 
 _CROSSINGS = 1
 """Keeps the crossings' randomness apart from the drawings', whose seed is (seed, number)."""
@@ -37,11 +37,11 @@ Logits = NDArray[np.float32]
 
 
 class Answer(NamedTuple):
-    """What a teacher says of images.
+    """What a network says of images.
 
     Attributes:
         logits: shape (N, classes).
-        misfit: how little each is like the training images, shape (N,); zeros where the teacher
+        misfit: how little each is like the training images, shape (N,); zeros where the network
             does not remember them.
     """
 
