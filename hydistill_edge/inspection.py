@@ -16,6 +16,7 @@ from hydistill_edge.errors import MissingFileError, UsageError
 from hydistill_edge.images.sources import Kind, kind_of
 from hydistill_edge.models.architectures import build_network
 from hydistill_edge.models.counting import count
+from hydistill_edge.models.factoring import neighbour_share
 from hydistill_edge.models.onnx_network import load_onnx
 from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.slimming import why_not_slim
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY_MEAN, GREY_STD = (0.5,), (0.25,)
+
+FACTORED_FROM = 0.75
+"""Share of a teacher's work in layers that factoring pays for, from which it is proposed."""
 
 SMALL_INPUT = 16
 """Up to this size in pixels a small residual net serves best; above, a mobile one."""
@@ -91,6 +95,9 @@ def inspect_teacher(
         else "weak: without batch norms only the class prior remains; add a few real images",
         "can_be_slimmed": not fixed,
         "can_be_slimmed_note": fixed or "as student.architecture slimmed",
+        "factored_share": round(neighbour_share(teacher), 3),
+        "factored_share_note": "of its multiply-accumulates, in layers that student.architecture "
+        "factored pays for",
         "shares_classifier": teacher.shares_classifier,
         "shares_classifier_note": teacher.shares_classifier_note,
         "taps": list(teacher.taps()),
@@ -334,7 +341,14 @@ def _recipe_text(
             "  # real:",
             "  #   - {kind: folder, path: pilot}",
         ]
-    if facts["can_be_slimmed"]:
+    if facts["factored_share"] >= FACTORED_FROM:
+        student = [
+            "  # The teacher with its layers as products of thinner ones: it keeps what it knows.",
+            "  # Or one of the zoo, see docs/recipe.md: {architecture: mobilenet_v2, width: 0.5}.",
+            "  architecture: factored",
+            "  macs_share: 0.25  # of the teacher's multiply-accumulates, at most",
+        ]
+    elif facts["can_be_slimmed"]:
         student = [
             "  # The teacher with fewer channels: it keeps what it knows. Or a network of the zoo,",
             "  # see docs/recipe.md: {architecture: mobilenet_v2, width: 0.5}.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-PROJECTED_FORM, SLIMMED_FORM = "projected:", "slimmed:"
+PROJECTED_FORM, SLIMMED_FORM, FACTORED_FORM = "projected:", "slimmed:", "factored:"
 """In front of an architecture's name: what our own code does with the network."""
 
 
@@ -26,7 +26,7 @@ def network_name(architecture: str) -> str:
 def split_forms(architecture: str) -> tuple[list[str], str]:
     """Return the forms in front of an architecture's name, the outermost first, and the rest."""
     forms = []
-    while architecture.startswith((PROJECTED_FORM, SLIMMED_FORM)):
+    while architecture.startswith((PROJECTED_FORM, SLIMMED_FORM, FACTORED_FORM)):
         form, colon, architecture = architecture.partition(":")
         forms.append(form + colon)
     return forms, architecture

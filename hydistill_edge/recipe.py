@@ -255,11 +255,14 @@ class ImageSection(Section):
     synthetic: Synthetic = Synthetic()
 
 
-SLIMMED = "slimmed"
-"""As a student's architecture: the teacher with fewer channels."""
+SLIMMED, FACTORED = "slimmed", "factored"
+"""As a student's architecture: the teacher with fewer channels, or with thinner layers."""
+
+REDUCED = (SLIMMED, FACTORED)
+"""Architectures that are made of the teacher."""
 
 DEFAULT_SHARE = 0.25
-"""What a slimmed teacher keeps of its multiply-accumulates unless the recipe says otherwise."""
+"""What these keep of its multiply-accumulates unless the recipe says otherwise."""
 
 
 class Student(Section):
@@ -267,16 +270,17 @@ class Student(Section):
 
     architecture: str | None = Field(
         default=None,
-        description="Zoo name, or slimmed: the teacher itself with fewer channels, which starts "
-        "from what the teacher knows. With weights: as for the teacher.",
+        description="Zoo name; or slimmed: the teacher itself with fewer channels; or factored: "
+        "the teacher with every layer as a product of thinner ones. Both start from what the "
+        "teacher knows. With weights: as for the teacher.",
     )
     width: float = Field(default=1.0, gt=0, le=4, description="Width multiplier of a zoo network.")
     macs_share: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="Only for slimmed: multiply-accumulates over those of the teacher, at most; "
-        "0.25 where it is not given.",
+        description="Only for slimmed and factored: multiply-accumulates over those of the "
+        "teacher, at most; 0.25 where it is not given.",
     )
     weights: str | None = Field(default=None, description="Only with method none.")
     options: dict[str, Any] = Field(
@@ -291,7 +295,7 @@ class Student(Section):
     classes: ClassNames | None = Field(default=None, description="Only where there is no teacher.")
 
     def share(self) -> float:
-        """Return what a slimmed teacher keeps of its multiply-accumulates."""
+        """Return what a slimmed or factored teacher keeps of its multiply-accumulates."""
         return self.macs_share or DEFAULT_SHARE
 
 
@@ -602,18 +606,19 @@ class Recipe(Section):
         from hydistill_edge.models.zoo import ZOO
 
         name = self.student.architecture
-        if name == SLIMMED:
-            yield from self._slimmed_problems()
+        if name in REDUCED:
+            yield from self._reduced_problems(name)
             return
         if self.student.macs_share is not None:
             yield (
                 ("student", "macs_share"),
-                "only for architecture slimmed; give width",
+                "only for architecture slimmed or factored; give width",
             )
         if name is None:
             yield (
                 ("student",),
-                f"architecture is missing; {SLIMMED}, or of the zoo: {', '.join(sorted(ZOO))}",
+                f"architecture is missing; {SLIMMED}, {FACTORED}, or of the zoo: "
+                + ", ".join(sorted(ZOO)),
             )
         elif name.removeprefix("zoo:") not in ZOO:
             known = ", ".join(sorted(ZOO))
@@ -622,16 +627,16 @@ class Recipe(Section):
             yield (
                 ("student", "architecture"),
                 f'"{name}" is not in the zoo{hint}; it has {known}; or {SLIMMED}, for the teacher '
-                "with fewer channels",
+                f"with fewer channels, or {FACTORED}, for its layers as products of thinner ones",
             )
 
-    def _slimmed_problems(self) -> Iterator[tuple[KeyPath, str]]:
+    def _reduced_problems(self, name: str) -> Iterator[tuple[KeyPath, str]]:
         if self.student.width != 1.0:  # the resolved recipe names the default
-            yield ("student", "width"), "only for a zoo network; slimmed takes macs_share"
+            yield ("student", "width"), f"only for a zoo network; {name} takes macs_share"
         if self.teacher is not None and self.teacher.weights.lower().endswith(".onnx"):
             yield (
                 ("student", "architecture"),
-                "slimmed takes channels out of a PyTorch network, and an .onnx file's graph is "
+                f"{name} changes the layers of a PyTorch network, and an .onnx file's graph is "
                 "fixed: name a network of the zoo",
             )
 

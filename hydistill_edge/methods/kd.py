@@ -50,9 +50,8 @@ from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.objectives.logits import kd_kl, kd_kl_mixed
 from hydistill_edge.training.loop import Judgement, Plan, Progress, train
 
-FRESH_RATE = 0.1
-SLIMMED_RATE = 0.03
-"""Peaks of the schedule: for fresh weights, and for a student that starts from the teacher's."""
+RATES = {"fresh": 0.1, "slimmed": 0.03, "factored": 0.01}
+"""Peaks of the schedule, by what the student starts from: the nearer to the teacher, the lower."""
 
 HINT_IMAGES = 1024
 """Images that mean and scale of the teacher's penultimate vector are taken from."""
@@ -65,8 +64,8 @@ class KDSettings(TrainingSettings):
     Attributes:
         steps: optimizer steps.
         temperature: softening of both sides, T > 0.
-        learning_rate: peak of the schedule; None for 0.1, and for 0.03 where the student is the
-            teacher slimmed, which a larger one makes forget.
+        learning_rate: peak of the schedule; None for 0.1, and for 0.03 or 0.01 where the student
+            is the teacher slimmed or factored, which a larger one makes forget.
         real_share: share of real images in each batch, in [0, 1]; None for their share in the set.
         teacher_view: `augmented` asks the teacher about every view that the student sees; `stored`
             takes the logits of the transfer set, which cost nothing and are right for mild
@@ -123,7 +122,7 @@ class KDSettings(TrainingSettings):
             )
         return problems
 
-    def plan(self, learning_rate: float = FRESH_RATE) -> Plan:
+    def plan(self, learning_rate: float = RATES["fresh"]) -> Plan:
         """Return what the training loop needs of this.
 
         Args:
@@ -192,7 +191,7 @@ def distill(
     generator = torch.Generator(device).manual_seed(seed)
     augment = Augment(settings.augmentation(transfer.size))
     teacher.to(device).to(memory_format=torch.channels_last)
-    plan = settings.plan(SLIMMED_RATE if student.is_slimmed else FRESH_RATE)
+    plan = settings.plan(RATES[student.start])
     trained_module: nn.Module = student
     hint = None
     if settings.feature_weight:

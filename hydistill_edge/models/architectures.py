@@ -3,7 +3,8 @@
 `zoo:resnet18`, `torchvision:regnet_y_400mf`, or `path/my_net.py:build`, a factory function in the
 user's own file. `projected:` in front of any of them is that network with a projector and its
 teacher's classifier in place of its own last layers; `models.projected` makes these. `slimmed:` in
-front is that network with fewer channels; `models.slimming` makes these.
+front is that network with fewer channels, `factored:` that with its layers as products of thinner
+ones; `models.slimming` and `models.factoring` make these.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from torch import nn
 
 from hydistill_edge.errors import HydistillError, MissingFileError, TeacherError, UsageError
+from hydistill_edge.models.low_rank import factorize
 from hydistill_edge.models.projector import build_projected
 from hydistill_edge.models.thinning import thin
 from hydistill_edge.models.zoo import create_network
@@ -71,13 +73,14 @@ def build_network(
                 backbone, arguments, classes=classes, channels=channels, size=size
             ),
         )
-    if kind == "slimmed":
+    if kind in ("slimmed", "factored"):
         inner = arguments.pop("network", None)
-        layers = arguments.pop("layers", {})
         whole = build_network(
             name, classes=classes, channels=channels, size=size, options=inner, base=base
         )
-        return thin(whole, layers)
+        if kind == "slimmed":
+            return thin(whole, arguments.pop("layers", {}))
+        return factorize(whole, arguments.pop("ranks", {}))
     file, separator, factory = architecture.rpartition(":")
     if not separator or not file.endswith(".py") or not factory.isidentifier():
         raise UsageError(f'architecture "{architecture}" has no known form: expected {FORMS}')

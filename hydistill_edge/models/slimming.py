@@ -54,7 +54,7 @@ def slim(teacher: Teacher, *, macs_share: float, channels: int | None = None) ->
             f"macs_share {macs_share}: expected a share of the teacher's multiply-accumulates "
             "above 0 and below 1, such as 0.25"
         )
-    whole, example = _taken_apart(teacher)
+    whole, example = taken_apart(teacher)
     network = _within(whole, example, macs_share)
     table = _checked_table(whole, network, example)
     return Student.adopt(
@@ -73,24 +73,24 @@ def slim(teacher: Teacher, *, macs_share: float, channels: int | None = None) ->
 def why_not_slim(teacher: Teacher) -> str:
     """Return why no channels can be taken out of a teacher; empty where they can."""
     try:
-        whole, example = _taken_apart(teacher)
-        slimmed = _slimmed(whole, example, 0.5, last=_last_layer(whole, example))
+        whole, example = taken_apart(teacher)
+        slimmed = _slimmed(whole, example, 0.5, last=last_layer(whole, example))
         _checked_table(whole, slimmed, example)
     except MethodError as error:
         return str(error)
     return ""
 
 
-def _taken_apart(teacher: Teacher) -> tuple[nn.Module, Tensor]:
-    """Return a copy of the teacher's network, and an image for it.
+def taken_apart(teacher: Teacher) -> tuple[nn.Module, Tensor]:
+    """Return a copy of the teacher's network on the CPU, and an image for it, shape (1, C, H, W).
 
     Raises:
         MethodError: it came as an ONNX file.
     """
     if teacher.architecture.startswith("onnx"):
         raise MethodError(
-            "this teacher came as an ONNX file, whose graph is fixed, so no channels can be taken "
-            f"out: {REMEDY}"
+            "this teacher came as an ONNX file, whose graph is fixed, so its layers cannot be made "
+            f"thinner: {REMEDY}"
         )
     whole = copy.deepcopy(teacher.network).cpu()
     spec = teacher.spec
@@ -105,7 +105,7 @@ def _within(network: nn.Module, example: Tensor, share: float) -> nn.Module:
     """
     channels, size = example.shape[1], (example.shape[2], example.shape[3])
     whole = count(network, channels=channels, size=size).macs
-    last = _last_layer(network, example)
+    last = last_layer(network, example)
     smallest = 1.0
 
     def first(ratios: Iterable[float]) -> tuple[nn.Module, float] | None:
@@ -155,7 +155,7 @@ def _slimmed(network: nn.Module, example: Tensor, ratio: float, *, last: str) ->
     return trial
 
 
-def _last_layer(network: nn.Module, example: Tensor) -> str:
+def last_layer(network: nn.Module, example: Tensor) -> str:
     """Return the name of the layer that makes the logits: the one that is run last."""
     modules, kinds = dict(network.named_modules()), (nn.Linear, nn.Conv2d)
     return [

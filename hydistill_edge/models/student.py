@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save as save_safetensors
@@ -226,9 +226,11 @@ class Student(nn.Module):
         return {tap.name: tap.shape for tap in self.anatomy().taps}
 
     @property
-    def is_slimmed(self) -> bool:
-        """Whether it is a teacher with fewer channels, which training must not make forget."""
-        return "layers" in self.options
+    def start(self) -> Literal["fresh", "slimmed", "factored"]:
+        """What it was before its training: a teacher made smaller must not be made to forget."""
+        if "ranks" in self.options:
+            return "factored"
+        return "slimmed" if "layers" in self.options else "fresh"
 
     @property
     def digest(self) -> str:

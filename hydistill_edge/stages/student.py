@@ -8,9 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydistill_edge.recipe import METHODS, SLIMMED
+from hydistill_edge.recipe import METHODS, REDUCED
 from hydistill_edge.run_directory import clear, write_json
-from hydistill_edge.stages.teacher import network_state
+from hydistill_edge.stages.teacher import network_state, reduced
 from hydistill_edge.stages.work import Work, fingerprint
 
 if TYPE_CHECKING:
@@ -96,13 +96,11 @@ def _distill(work: Work, folder: Path) -> tuple[Student, dict[str, Any], list[di
 
 
 def _untrained(work: Work) -> Student:
-    """Return the student that the method trains: with fresh weights, or the teacher slimmed."""
+    """Return the student that the method trains: fresh, or the teacher made smaller."""
     section = work.recipe.student
     height, width, channels = work.recipe.image_size()
-    if section.architecture == SLIMMED:
-        from hydistill_edge.models.slimming import slim
-
-        return slim(work.teacher, macs_share=section.share(), channels=channels)
+    if section.architecture in REDUCED:
+        return reduced(work, channels)
 
     from hydistill_edge.models.student import Student
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hydistill_edge.recipe import SLIMMED
+from hydistill_edge.recipe import FACTORED, REDUCED
 from hydistill_edge.run_directory import digest_of_file, read_json
 from hydistill_edge.stages.work import Work
+
+if TYPE_CHECKING:
+    from hydistill_edge.models.student import Student
 
 SHARING = ("hidfd", "kd3")
 """Methods whose student takes over the teacher's classifier."""
@@ -24,8 +27,8 @@ def run(work: Work) -> None:
     )
     if work.recipe.method in SHARING:
         _check_classifier(read_json(work.path("teacher.json")))
-    if work.recipe.student.architecture == SLIMMED and not work.path("student").is_dir():
-        _check_slimming(work)
+    if work.recipe.student.architecture in REDUCED and not work.path("student").is_dir():
+        reduced(work)
     work.report("teacher", 1, 1, {})
 
 
@@ -41,16 +44,25 @@ def _check_classifier(facts: Mapping[str, Any]) -> None:
         raise not_shared(facts["shares_classifier_note"])
 
 
-def _check_slimming(work: Work) -> None:
-    """Refuse a teacher that cannot lose channels, or not so many, before hours of making images.
+def reduced(work: Work, channels: int | None = None) -> Student:
+    """Return the teacher made smaller, untrained, as the recipe asks for.
+
+    Asked for before hours of making images, too: not every teacher can be.
+
+    Args:
+        work: gives teacher and recipe.
+        channels: of the student's pixels; the teacher's where None.
 
     Raises:
-        MethodError: its layers cannot lose channels.
+        MethodError: its layers cannot be made thinner.
         UsageError: the share is too small for it.
     """
+    from hydistill_edge.models.factoring import factor
     from hydistill_edge.models.slimming import slim
 
-    slim(work.teacher, macs_share=work.recipe.student.share())
+    section = work.recipe.student
+    make = factor if section.architecture == FACTORED else slim
+    return make(work.teacher, macs_share=section.share(), channels=channels)
 
 
 def network_state(section: Any) -> list[str]:

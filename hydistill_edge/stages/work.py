@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydistill_edge import __version__
 from hydistill_edge.errors import MissingFileError, TransferSetError
-from hydistill_edge.recipe import SLIMMED, Recipe
+from hydistill_edge.recipe import REDUCED, Recipe
 from hydistill_edge.run_directory import RunDirectory, digest_of
 from hydistill_edge.targets.base import Precision, TargetName
 from hydistill_edge.targets.profiles import DeviceProfile, load_profile
@@ -162,7 +162,7 @@ class Work:
         # A student of the user's own code: the recipe, not the folder, names the code that runs.
         section = self.recipe.student
         named = section.architecture
-        if named == SLIMMED and self.recipe.teacher is not None:
+        if named in REDUCED and self.recipe.teacher is not None:
             named = self.recipe.teacher.architecture
         code = named if named is not None and ".py:" in named else None
         return Student.load(self.path("student"), architecture=code)

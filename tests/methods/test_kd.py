@@ -17,7 +17,7 @@ from hydistill_edge.images.augment import AugmentSettings
 from hydistill_edge.images.transfer_set import TransferSet, TransferSetWriter
 from hydistill_edge.methods import kd, pool
 from hydistill_edge.methods.distilled import Distilled
-from hydistill_edge.methods.kd import FRESH_RATE, SLIMMED_RATE, KDSettings, distill
+from hydistill_edge.methods.kd import RATES, KDSettings, distill
 from hydistill_edge.methods.pool import Draws, split, standard_error
 from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.student import Student
@@ -262,10 +262,12 @@ def test_shares_above_one_together_are_refused() -> None:
         KDSettings(mixup_share=0.5, cutmix_share=0.6)
 
 
-def test_slimmed_student_starts_at_a_smaller_rate_unless_one_is_given() -> None:
-    assert KDSettings().plan().learning_rate == FRESH_RATE
-    assert KDSettings().plan(SLIMMED_RATE).learning_rate == SLIMMED_RATE
-    assert KDSettings(learning_rate=0.5).plan(SLIMMED_RATE).learning_rate == 0.5
+def test_student_that_starts_from_its_teacher_gets_a_smaller_rate_unless_one_is_given() -> None:
+    assert KDSettings().plan().learning_rate == RATES["fresh"]
+    assert RATES["fresh"] > RATES["slimmed"] > RATES["factored"]
+    for rate in RATES.values():
+        assert KDSettings().plan(rate).learning_rate == rate
+        assert KDSettings(learning_rate=0.5).plan(rate).learning_rate == 0.5
 
 
 def test_a_hint_teaches_without_becoming_part_of_the_student(

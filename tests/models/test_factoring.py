@@ -1,0 +1,256 @@
+"""The teacher with its layers as products of thinner ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hydistill_edge.errors import MethodError, TeacherError, UsageError
+from hydistill_edge.models.counting import count
+from hydistill_edge.models.factoring import factor, neighbour_share
+from hydistill_edge.models.low_rank import factorize, factors
+from hydistill_edge.models.pixels import InputSpec
+from hydistill_edge.models.slimming import slim
+from hydistill_edge.models.student import Student
+from hydistill_edge.models.teacher import Teacher
+from hydistill_edge.models.zoo import create_network
+from hydistill_edge.seeding import seeded
+
+SIZE = (16, 16)
+# These are the student's own statistics, so that folding them in changes nothing at the border.
+SPEC = InputSpec(height=16, width=16, channels=3, mean=(128 / 255,) * 3, std=(64 / 255,) * 3)
+CLASSES = ("bolt", "nut", "washer")
+
+
+def teacher_of(network: nn.Module, name: str = "wrapped", **options: object) -> Teacher:
+    return Teacher(
+        network.eval(), classes=CLASSES, spec=SPEC, architecture=name, options=dict(options)
+    )
+
+
+def zoo_teacher(name: str, **options: float) -> Teacher:
+    with seeded(0):
+        network = create_network(name, classes=3, channels=3, size=SIZE, **options)  # type: ignore[arg-type]
+    return teacher_of(network, f"zoo:{name}", **options)
+
+
+def pixels(count: int = 4) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, *SIZE), generator=generator, dtype=torch.uint8)
+
+
+LAYERS = {
+    "plain": nn.Conv2d(6, 8, 3),
+    "padded, strided": nn.Conv2d(6, 8, 3, stride=2, padding=1),
+    "no bias": nn.Conv2d(6, 8, 3, padding=1, bias=False),
+    "oblong": nn.Conv2d(6, 8, (1, 5), padding=(0, 2)),
+    "dilated": nn.Conv2d(6, 8, 3, padding=2, dilation=2),
+    "same": nn.Conv2d(6, 8, 3, padding="same"),
+    "mirrored border": nn.Conv2d(6, 8, 3, padding=1, padding_mode="reflect"),
+    "pointwise": nn.Conv2d(6, 8, 1),
+    "pointwise, strided": nn.Conv2d(6, 8, 1, stride=2),
+    "linear": nn.Linear(6, 8),
+}
+
+
+def full_ranks(layer: nn.Module) -> list[int]:
+    wide = isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
+    return [6, 8] if wide else [6]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_factors_of_full_rank_compute_what_the_layer_computes(name: str) -> None:
+    layer = LAYERS[name]
+    shape = (2, 6) if isinstance(layer, nn.Linear) else (2, 6, 9, 9)
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    chain = factors(layer, full_ranks(layer))
+    with torch.no_grad():
+        torch.testing.assert_close(chain(inputs), layer(inputs), rtol=1e-4, atol=1e-5)
+    assert len(chain) == (3 if len(full_ranks(layer)) == 2 else 2)
+
+
+def test_two_factors_are_the_nearest_product_of_their_width() -> None:
+    layer = LAYERS["linear"]
+    assert isinstance(layer, nn.Linear)
+    chain = factors(layer, [2])
+    product = chain.expand.weight @ chain.reduce.weight  # type: ignore[operator]
+    strengths = torch.linalg.svdvals(layer.weight.double())
+    error = (product.double() - layer.weight.double()).square().sum()
+    # Eckart and Young 1936: what is left are the squares of the other singular values.
+    torch.testing.assert_close(error, strengths[2:].square().sum(), rtol=1e-4, atol=1e-7)
+
+
+def test_three_factors_of_a_kernel_of_low_rank_are_exact() -> None:
+    generator = torch.Generator().manual_seed(2)
+    left = torch.randn(8, 2, generator=generator)
+    right = torch.randn(6, 3, generator=generator)
+    core = torch.randn(2, 3, 3, 3, generator=generator)
+    layer = nn.Conv2d(6, 8, 3)
+    layer.weight = nn.Parameter(torch.einsum("or,is,rskl->oikl", left, right, core))
+    inputs = torch.randn(1, 6, 7, 7, generator=generator)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            factors(layer, [3, 2])(inputs), layer(inputs), rtol=1e-3, atol=1e-4
+        )
+        off = factors(layer, [2, 2])(inputs) - layer(inputs)
+    assert off.abs().max() > 0.01  # and with fewer they are not
+
+
+@pytest.mark.parametrize("name", ["plain", "pointwise", "linear"])
+def test_more_rank_is_never_further_from_the_layer(name: str) -> None:
+    layer = LAYERS[name]
+    shape = (8, 6) if isinstance(layer, nn.Linear) else (8, 6, 9, 9)
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    ranks = [[r, r] if name == "plain" else [r] for r in (1, 3, 5, 6)]
+    with torch.no_grad():
+        errors = [float((factors(layer, r)(inputs) - layer(inputs)).square().mean()) for r in ranks]
+    assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("layer", "ranks"),
+    [
+        (nn.Conv2d(6, 8, 3), [6]),
+        (nn.Conv2d(6, 8, 3), [7, 8]),
+        (nn.Conv2d(6, 8, 3), [0, 8]),
+        (nn.Conv2d(6, 8, 1), [7]),
+        (nn.Conv2d(8, 8, 3, groups=2), [4, 4]),
+        (nn.ReLU(), [1]),
+    ],
+)
+def test_ranks_that_a_layer_cannot_have_are_refused(layer: nn.Module, ranks: list[int]) -> None:
+    with pytest.raises(TeacherError, match='layer "0" of a factored network'):
+        factorize(nn.Sequential(layer), {"0": ranks})
+
+
+@pytest.mark.parametrize("share", [0.6, 0.4, 0.25])
+@pytest.mark.parametrize("name", ["resnet20", "vgg8"])
+def test_student_keeps_within_the_share_and_uses_most_of_it(name: str, share: float) -> None:
+    teacher = zoo_teacher(name)
+    student = factor(teacher, macs_share=share)
+    whole = count(teacher.network, channels=3, size=SIZE).macs
+    assert 0.85 * share <= student.count().macs / whole <= share
+    assert student.start == "factored"
+
+
+def test_student_starts_nearer_to_its_teacher_than_with_fewer_channels() -> None:
+    teacher = zoo_teacher("resnet20")
+    images = pixels(32)
+    for layer in teacher.network.modules():  # filters of trained networks are alike
+        if isinstance(layer, nn.Conv2d) and layer.in_channels >= 16 and layer.kernel_size != (1, 1):
+            chain = factors(layer, [layer.in_channels // 2, layer.out_channels // 2])
+            core = torch.einsum(
+                "or,rskl,si->oikl",
+                chain.expand.weight[:, :, 0, 0],  # type: ignore[operator,union-attr]
+                chain.core.weight,  # type: ignore[union-attr]
+                chain.reduce.weight[:, :, 0, 0],  # type: ignore[operator,union-attr]
+            )
+            layer.weight = nn.Parameter(0.9 * core.detach() + 0.1 * layer.weight.detach())
+    students = [make(teacher, macs_share=0.4).eval() for make in (factor, slim)]
+    with torch.no_grad():
+        exact = teacher(images)
+        off = [float((student(images) - exact).square().mean()) for student in students]
+    assert off[0] < off[1]
+
+
+def test_a_kernel_that_leaves_places_out_is_reckoned_with_all_that_its_first_factor_sees() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.Conv2d(32, 32, 3, stride=2, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 3),
+    )
+    student = factor(teacher_of(network), macs_share=0.6)
+    assert student.count().macs <= 0.6 * count(network, channels=3, size=SIZE).macs
+
+
+@pytest.mark.parametrize("name", ["torchvision:shufflenet_v2_x0_5", "torchvision:resnet18"])
+def test_networks_of_any_build_can_be_factored(name: str) -> None:
+    import torchvision
+
+    with seeded(0):
+        network = torchvision.models.get_model(name.partition(":")[2], num_classes=3)
+    spec = InputSpec(height=32, width=32, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    teacher = Teacher(network.eval(), classes=CLASSES, spec=spec, architecture=name)
+    student = factor(teacher, macs_share=0.8)
+    assert student.count().macs <= 0.8 * count(network, channels=3, size=(32, 32)).macs
+
+
+def test_thin_layers_and_the_last_one_stay_whole() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.Conv2d(32, 32, 3, padding=1, groups=32),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+    )
+    student = factor(teacher_of(network), macs_share=0.5)
+    assert list(student.options["ranks"]) == ["2"]
+
+
+def test_student_is_the_same_after_it_was_saved_and_loaded(tmp_path: Path) -> None:
+    student = factor(zoo_teacher("resnet20", width=2.0), macs_share=0.3)
+    student.save(tmp_path / "student")
+    loaded = Student.load(tmp_path / "student")
+    assert loaded.architecture == "factored:zoo:resnet20"
+    assert loaded.start == "factored"
+    assert loaded.digest == student.digest
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(pixels()), student.eval()(pixels()))
+
+
+def test_teacher_is_left_alone() -> None:
+    teacher = zoo_teacher("resnet20")
+    before = teacher.digest
+    factor(teacher, macs_share=0.3)
+    assert teacher.digest == before
+    assert not any("reduce" in name for name, _ in teacher.network.named_modules())
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 25.0])
+def test_share_out_of_range_is_refused(share: float) -> None:
+    with pytest.raises(UsageError, match="macs_share"):
+        factor(zoo_teacher("resnet20"), macs_share=share)
+
+
+def test_share_too_small_is_refused_with_what_is_fixed() -> None:
+    with pytest.raises(UsageError, match=r"cannot be factored.*larger share"):
+        factor(zoo_teacher("resnet20"), macs_share=0.001)
+
+
+def test_teacher_without_a_layer_to_factor_is_refused() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    )
+    with pytest.raises(MethodError, match="zoo"):
+        factor(teacher_of(network), macs_share=0.5)
+
+
+def test_forward_that_looks_into_its_layers_is_refused() -> None:
+    class Nosy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = (
+                nn.Conv2d(3, 32, 3, padding=1),
+                nn.Conv2d(32, 32, 3, padding=1),
+            )
+            self.last = nn.Linear(32, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            scale = self.second.weight.abs().mean()
+            return self.last((self.second(self.first(images)) / scale).mean(dim=(2, 3)))
+
+    with pytest.raises(MethodError, match="zoo"):
+        factor(teacher_of(Nosy()), macs_share=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("resnet20", 0.9, 1.0), ("mobilenet_v2", 0.0, 0.3)]
+)
+def test_neighbour_share_tells_what_factoring_pays_for(name: str, low: float, high: float) -> None:
+    assert low <= neighbour_share(zoo_teacher(name)) <= high
