@@ -89,14 +89,16 @@ CASES = [
 ]  # fmt: skip
 
 
-def test_slimmed_student_reads_back_the_same_when_it_was_resolved() -> None:
-    recipe = Recipe.parse(GOOD.replace("resnet8", "slimmed"))
+@pytest.mark.parametrize("made", ["slimmed", "factored"])
+def test_reduced_student_reads_back_the_same_when_it_was_resolved(made: str) -> None:
+    recipe = Recipe.parse(GOOD.replace("resnet8", made))
     again = Recipe.parse(yaml.safe_dump(recipe.to_dict()))
     assert (again.to_dict(), again.student.share()) == (recipe.to_dict(), 0.25)
 
 
-def test_slimmed_student_of_an_onnx_teacher_is_refused() -> None:
-    text = GOOD.replace("  architecture: torchvision:resnet18\n", "").replace("resnet8", "slimmed")
+@pytest.mark.parametrize("made", ["slimmed", "factored"])
+def test_reduced_student_of_an_onnx_teacher_is_refused(made: str) -> None:
+    text = GOOD.replace("  architecture: torchvision:resnet18\n", "").replace("resnet8", made)
     with pytest.raises(RecipeError, match=r"line 7: student\.architecture.*graph is fixed"):
         Recipe.parse(text.replace("teacher.safetensors", "teacher.onnx"))
 

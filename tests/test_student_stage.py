@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hydistill_edge.build import build
-from hydistill_edge.errors import UsageError
+from hydistill_edge.errors import MethodError, UsageError
 from hydistill_edge.methods.distilled import Distilled
 from hydistill_edge.models.student import Student
 from hydistill_edge.recipe import METHODS, Recipe
@@ -39,8 +39,9 @@ def test_every_method_of_the_table_can_be_called_alike(name: str) -> None:
     assert {"workdir", "seed", "device", "progress"} <= set(asked)
 
 
-def test_slimmed_student_runs_everything_after_training_when_its_code_is_a_file(
-    quick: None, tiny_inputs: Any, tmp_path: Path
+@pytest.mark.parametrize(("made", "share"), [("slimmed", 0.6), ("factored", 0.9)])
+def test_reduced_student_runs_everything_after_training_when_its_code_is_a_file(
+    quick: None, tiny_inputs: Any, tmp_path: Path, made: str, share: float
 ) -> None:
     (tmp_path / "net.py").write_text(
         "from hydistill_edge.models.zoo import create_network\n\n"
@@ -48,20 +49,23 @@ def test_slimmed_student_runs_everything_after_training_when_its_code_is_a_file(
         "    return create_network('resnet8', classes=4, channels=1, size=(8, 8), width=width)\n"
     )
     teacher = {"architecture": "net.py:build", "options": {"width": 0.25}}
-    student = {"architecture": "slimmed", "macs_share": 0.6, "width": None}
+    student = {"architecture": made, "macs_share": share, "width": None}
     path = tiny_inputs.recipe(tmp_path / "recipe.yaml", teacher=teacher, student=student)
     result = build(Recipe.load(path), out=tmp_path / "run")
-    assert result.summary["student"]["arch"].startswith("slimmed:")
-    assert result.summary["student"]["macs"] <= 0.6 * result.summary["teacher"]["macs"]
+    assert result.summary["student"]["arch"].startswith(f"{made}:")
+    assert result.summary["student"]["macs"] <= share * result.summary["teacher"]["macs"]
     assert len(list((result.path / "bundle").iterdir())) == 1
 
 
-def test_teacher_that_cannot_lose_so_many_channels_is_refused_before_images_are_made(
-    tiny_inputs: Any, tmp_path: Path
+@pytest.mark.parametrize(
+    ("made", "told"), [("slimmed", "comes down to"), ("factored", "cannot be factored")]
+)
+def test_teacher_that_cannot_be_made_so_small_is_refused_before_images_are_made(
+    tiny_inputs: Any, tmp_path: Path, made: str, told: str
 ) -> None:
-    student = {"architecture": "slimmed", "macs_share": 0.0001, "width": None}
+    student = {"architecture": made, "macs_share": 0.0001, "width": None}
     path = tiny_inputs.recipe(tmp_path / "recipe.yaml", student=student)
-    with pytest.raises(UsageError, match=r"macs_share 0\.0001.*comes down to"):
+    with pytest.raises((UsageError, MethodError), match=told):
         build(Recipe.load(path), out=tmp_path / "run")
     assert not (tmp_path / "run" / "transfer").exists()
 
