@@ -345,14 +345,14 @@ class Calibration(Section):
         "depends on what is there to judge by, and counts only where there are no controls.",
     )
     controls: int = Field(
-        default=32,
+        default=128,
         ge=0,
         le=1024,
         description="Images made anew from the student's own batch norms, on which every int8 "
         "artifact is held against the student; 0 makes none, and the score decides.",
     )
     control_db: float = Field(
-        default=20.5,
+        default=21.0,
         gt=0,
         le=100,
         description="Signal to noise of int8 logits on the controls, at least, in decibels; the "
