@@ -136,7 +136,8 @@ def _directions(weight: Tensor, count: int) -> Tensor:
     them in a fraction of the time.
     """
     rows = weight.flatten(1)
-    return torch.linalg.eigh(rows @ rows.t())[1].flip(1)[:, :count]
+    rising: Tensor = torch.linalg.eigh(rows @ rows.t())[1]
+    return rising.flip(1)[:, :count]
 
 
 def _chain(layer: Layer, parts: Mapping[str, tuple[Layer, Tensor]]) -> nn.Sequential:
