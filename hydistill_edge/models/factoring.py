@@ -27,7 +27,7 @@ from hydistill_edge.models.taps import eval_mode
 from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.naming import FACTORED_FORM
 
-LEAST_CHANNELS = 16
+LEAST_CHANNELS = 8
 """Layers with fewer inputs or outputs stay whole: they cost little, and a rank of 1 or 2 is no
 layer."""
 
