@@ -31,6 +31,10 @@ LEAST_CHANNELS = 8
 """Layers with fewer inputs or outputs stay whole: they cost little, and a rank of 1 or 2 is no
 layer."""
 
+PAYS_FROM = 32
+"""Channels from which filters are alike enough. A ResNet-20 of 8 to 32 channels lost more by
+factoring than by losing channels."""
+
 _TRIES = 100  # layers of unusual networks may cost more than was reckoned
 
 
@@ -110,14 +114,19 @@ def factor(teacher: Teacher, *, macs_share: float, channels: int | None = None) 
 def neighbour_share(teacher: Teacher) -> float:
     """Return the share of a teacher's work in layers that factoring pays for; 0 for an ONNX file.
 
-    These are plain convolutions that see neighbours, with channels enough.
+    These are plain convolutions that see neighbours, of `PAYS_FROM` channels and more.
     """
     try:
         whole, example = taken_apart(teacher)
     except MethodError:
         return 0.0
     work = _work(whole, example)
-    return sum(found.whole for found in work.values() if found.between) / _macs(whole, example)
+    pays = sum(
+        found.whole
+        for found in work.values()
+        if found.between and min(found.layer.weight.shape[:2]) >= PAYS_FROM
+    )
+    return pays / _macs(whole, example)
 
 
 def _ranks_within(network: nn.Module, example: Tensor, share: float) -> RankTable:

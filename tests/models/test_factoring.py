@@ -252,7 +252,10 @@ def test_forward_that_looks_into_its_layers_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "low", "high"), [("resnet20", 0.9, 1.0), ("mobilenet_v2", 0.0, 0.3)]
+    ("name", "width", "low", "high"),
+    [("resnet20", 2.0, 0.9, 1.0), ("resnet20", 0.5, 0.0, 0.3), ("mobilenet_v2", 1.0, 0.0, 0.3)],
 )
-def test_neighbour_share_tells_what_factoring_pays_for(name: str, low: float, high: float) -> None:
-    assert low <= neighbour_share(zoo_teacher(name)) <= high
+def test_neighbour_share_tells_what_factoring_pays_for(
+    name: str, width: float, low: float, high: float
+) -> None:
+    assert low <= neighbour_share(zoo_teacher(name, width=width)) <= high
