@@ -5,9 +5,9 @@ CIFAR-10 ResNet-9, at a quarter of the multiply-accumulates and before any train
 85 % of 3,000 unlabelled images alike (10 % with fewer channels), and 95 % after 3,000 steps on
 images from formulas and inversion (90 %). Each layer comes down to the same share of its own work.
 
-It pays for kernels that see neighbours: k x k among r channels costs k^2 r^2, where a 1 x 1
-convolution must get by with a fraction of its rank. Networks of mostly 1 x 1 and depthwise
-convolutions keep more with fewer channels (`models.slimming`).
+It pays for kernels that see neighbours among many channels: k x k among r of them costs k^2 r^2,
+where a 1 x 1 convolution must get by with a fraction of its rank. Narrow networks, and those of
+mostly 1 x 1 and depthwise convolutions, keep more with fewer channels (`models.slimming`).
 """
 
 from __future__ import annotations
