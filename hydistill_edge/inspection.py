@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY_MEAN, GREY_STD = (0.5,), (0.25,)
 
-FACTORED_FROM = 0.75
+FACTORED_FROM = 0.9
 """Share of a teacher's work in layers that factoring pays for, from which it is proposed."""
 
 SMALL_INPUT = 16

@@ -73,6 +73,24 @@ def test_inspect_counts_the_classes_that_the_weights_were_trained_for(
     assert answer.value["batch_norms"] > 0
 
 
+@pytest.mark.parametrize(("width", "start"), [(2.0, "factored"), (0.5, "slimmed")])
+def test_init_proposes_to_factor_wide_kernels_and_to_slim_the_others(
+    width: float, start: str, tmp_path: Path, hydistill: Any
+) -> None:
+    from hydistill_edge.models.zoo import create_network
+    from hydistill_edge.recipe import Recipe
+
+    network = create_network("resnet20", classes=3, channels=1, size=(8, 8), width=width)
+    save_file(network.state_dict(), tmp_path / "teacher.safetensors")
+    shape = ("--architecture", "zoo:resnet20", "--option", f"width={width}", "--size", 8)
+    recipe = tmp_path / "recipe.yaml"
+
+    teacher = tmp_path / "teacher.safetensors"
+    assert hydistill("init", teacher, *shape, "--channels", 1, "--out", recipe).code == 0
+
+    assert Recipe.load(recipe).student.architecture == start
+
+
 def test_inspect_counts_the_classes_of_a_factory_that_takes_no_count(
     tmp_path: Path, hydistill: Any
 ) -> None:
