@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hydistill_edge.errors import HydistillError, MethodError, UsageError
 from hydistill_edge.models.counting import count
 from hydistill_edge.models.low_rank import Layer, RankTable, factorize, is_wide
-from hydistill_edge.models.slimming import REMEDY, last_layer, taken_apart
+from hydistill_edge.models.reduced import REMEDY, adopt, check_share, last_layer, taken_apart
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.taps import eval_mode
 from hydistill_edge.models.teacher import Teacher
@@ -82,26 +82,13 @@ def factor(teacher: Teacher, *, macs_share: float, channels: int | None = None) 
         UsageError: a share out of range, or too small for this network.
         MethodError: the network is of an ONNX file, or has no layer that can be factored.
     """
-    if not 0.0 < macs_share < 1.0:
-        raise UsageError(
-            f"macs_share {macs_share}: expected a share of the teacher's multiply-accumulates "
-            "above 0 and below 1, such as 0.25"
-        )
+    check_share(macs_share)
     whole, example = taken_apart(teacher)
     try:
         ranks = _ranks_within(whole, example, macs_share)
-        return Student.adopt(
-            factorize(whole, ranks),
-            spec=teacher.spec,
-            classes=teacher.classes,
-            # A teacher of a network in memory has no name to be built from again.
-            architecture=f"{FACTORED_FORM}{teacher.architecture}"
-            if ":" in teacher.architecture
-            else "",
-            options={"network": dict(teacher.options), "ranks": ranks},
-            channels=channels,
-            # Its training mends what a folded mean changes at the border of the image.
-            fold=True,
+        network = factorize(whole, ranks)
+        return adopt(
+            network, teacher, form=FACTORED_FORM, facts={"ranks": ranks}, channels=channels
         )
     except HydistillError:
         raise

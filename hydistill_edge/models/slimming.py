@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from hydistill_edge.errors import MethodError, UsageError
-from hydistill_edge.models.anatomy import probe_input
 from hydistill_edge.models.counting import count
+from hydistill_edge.models.reduced import REMEDY, adopt, check_share, last_layer, taken_apart
 from hydistill_edge.models.student import Student
-from hydistill_edge.models.taps import eval_mode, list_taps
+from hydistill_edge.models.taps import eval_mode
 from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.models.thinning import LayerTable, layer_table, thin
 from hydistill_edge.naming import SLIMMED_FORM
@@ -30,8 +30,6 @@ STEPS, FINE = 32, 8
 """Ratios of channels that go are tried in steps of 1/32, and within the last one in eighths of it.
 The first that fits is taken, not one found by halving: a grouped convolution with too few channels
 per group for a ratio keeps all of them, so a larger ratio does not always leave less."""
-
-REMEDY = "choose a network of the zoo as student.architecture"
 
 
 def slim(teacher: Teacher, *, macs_share: float, channels: int | None = None) -> Student:
@@ -49,25 +47,11 @@ def slim(teacher: Teacher, *, macs_share: float, channels: int | None = None) ->
         UsageError: a share out of range, or too small for this network.
         MethodError: the network is of an ONNX file, or has layers that cannot lose channels.
     """
-    if not 0.0 < macs_share < 1.0:
-        raise UsageError(
-            f"macs_share {macs_share}: expected a share of the teacher's multiply-accumulates "
-            "above 0 and below 1, such as 0.25"
-        )
+    check_share(macs_share)
     whole, example = taken_apart(teacher)
     network = _within(whole, example, macs_share)
     table = _checked_table(whole, network, example)
-    return Student.adopt(
-        network,
-        spec=teacher.spec,
-        classes=teacher.classes,
-        # A teacher of a network in memory has no name to be built from again.
-        architecture=f"{SLIMMED_FORM}{teacher.architecture}" if ":" in teacher.architecture else "",
-        options={"network": dict(teacher.options), "layers": table},
-        channels=channels,
-        # Its training mends what a folded mean changes at the border of the image.
-        fold=True,
-    )
+    return adopt(network, teacher, form=SLIMMED_FORM, facts={"layers": table}, channels=channels)
 
 
 def why_not_slim(teacher: Teacher) -> str:
@@ -79,22 +63,6 @@ def why_not_slim(teacher: Teacher) -> str:
     except MethodError as error:
         return str(error)
     return ""
-
-
-def taken_apart(teacher: Teacher) -> tuple[nn.Module, Tensor]:
-    """Return a copy of the teacher's network on the CPU, and an image for it, shape (1, C, H, W).
-
-    Raises:
-        MethodError: it came as an ONNX file.
-    """
-    if teacher.architecture.startswith("onnx"):
-        raise MethodError(
-            "this teacher came as an ONNX file, whose graph is fixed, so its layers cannot be made "
-            f"thinner: {REMEDY}"
-        )
-    whole = copy.deepcopy(teacher.network).cpu()
-    spec = teacher.spec
-    return whole, probe_input(whole, channels=spec.channels, size=spec.size)[:1]
 
 
 def _within(network: nn.Module, example: Tensor, share: float) -> nn.Module:
@@ -153,14 +121,6 @@ def _slimmed(network: nn.Module, example: Tensor, ratio: float, *, last: str) ->
             f"{REMEDY}"
         ) from error
     return trial
-
-
-def last_layer(network: nn.Module, example: Tensor) -> str:
-    """Return the name of the layer that makes the logits: the one that is run last."""
-    modules, kinds = dict(network.named_modules()), (nn.Linear, nn.Conv2d)
-    return [
-        tap.name for tap in list_taps(network, example) if isinstance(modules[tap.name], kinds)
-    ][-1]
 
 
 def _checked_table(whole: nn.Module, network: nn.Module, example: Tensor) -> LayerTable:
