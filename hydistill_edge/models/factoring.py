@@ -85,8 +85,7 @@ def factor(teacher: Teacher, *, macs_share: float, channels: int | None = None) 
     check_share(macs_share)
     whole, example = taken_apart(teacher)
     try:
-        ranks = _ranks_within(whole, example, macs_share)
-        network = factorize(whole, ranks)
+        network, ranks = _within(whole, example, macs_share)
         return adopt(
             network, teacher, form=FACTORED_FORM, facts={"ranks": ranks}, channels=channels
         )
@@ -116,8 +115,8 @@ def neighbour_share(teacher: Teacher) -> float:
     return pays / _macs(whole, example)
 
 
-def _ranks_within(network: nn.Module, example: Tensor, share: float) -> RankTable:
-    """Return the widths with which a network comes within a share of its work.
+def _within(network: nn.Module, example: Tensor, share: float) -> tuple[nn.Module, RankTable]:
+    """Return the factored copy that comes within a share of a network's work, and its widths.
 
     Raises:
         UsageError: the share is too small for this network.
@@ -136,8 +135,9 @@ def _ranks_within(network: nn.Module, example: Tensor, share: float) -> RankTabl
         ranks = {name: found.ranks(own) for name, found in work.items()} if own > 0 else {}
         if not ranks or min(min(sizes) for sizes in ranks.values()) < 1:
             break
-        if _macs(factorize(copy.deepcopy(network), ranks), example) <= share * macs:
-            return ranks
+        factored = factorize(copy.deepcopy(network), ranks)
+        if _macs(factored, example) <= share * macs:
+            return factored, ranks
         own *= 0.98
     raise UsageError(
         f"macs_share {share}: {fixed / macs:.2f} of this teacher's multiply-accumulates are in "

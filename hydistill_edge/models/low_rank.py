@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -68,11 +69,10 @@ def factors(layer: Layer, ranks: Sequence[int]) -> nn.Sequential:
     if len(ranks) != len(most) or any(not 0 < r <= m for r, m in zip(ranks, most, strict=True)):
         raise ValueError(f"expected {len(most)} numbers from 1 to {most}")
     with torch.no_grad():
-        chain = _three(layer, *ranks) if isinstance(layer, nn.Conv2d) and is_wide(layer) else None
-        return chain or _two(layer, ranks[0])
+        return _three(layer, *ranks) if is_wide(layer) else _two(layer, ranks[0])
 
 
-def is_wide(layer: Layer) -> bool:
+def is_wide(layer: Layer) -> TypeGuard[nn.Conv2d]:
     """Return whether a layer sees neighbours, and is a chain of three."""
     return isinstance(layer, nn.Conv2d) and tuple(layer.kernel_size) != (1, 1)
 
