@@ -6,6 +6,9 @@ that see one channel, or very few, at a time: MobileNetV3 took twice as long as 
 compute in float32 between others that do not, which is quicker than either format for all of it.
 A layer decides by its form alone, so that the same network computes the same in every run, and a
 wide teacher keeps bfloat16 beside a depthwise student. See `tools/bench/precision.py`.
+
+One form of convolution is computed another way on every CPU, since the library's kernel for its
+weights' gradient writes past its memory: uxlfoundation/oneDNN issue 6035.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -25,6 +29,10 @@ Precision = Literal["auto", "float32", "bf16"]
 FEW_CHANNELS = 4
 """Channels per group from which on a CPU's bfloat16 is quicker in all forms: ratios to float32 were
 0.5 to 0.8 with 8 and more, 0.3 to 1.2 with 4, 1.0 to 1.9 with 2, and up to 47 with 1."""
+
+UNSAFE_BELOW = 16
+"""Input channels below which a CPU's strided 1x1 convolution writes past its memory in training:
+8 with AVX2, where it ended a training with 6; twice as many fit into a block with AVX-512."""
 
 _SMALLEST_SIDE = 3  # of maps that the depthwise 3x3 kernel is quick on: 2 to 5 times slower below
 
@@ -52,8 +60,8 @@ def autocast(device: torch.device, precision: Precision = "auto") -> AbstractCon
 @contextmanager
 def _autocast(device: torch.device, *, use: bool, by_layer: bool) -> Iterator[None]:
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=use):
-        if use and by_layer:
-            with _SlowOnesInFloat32():
+        if device.type == "cpu":
+            with _Convolutions(slow_in_float32=use and by_layer):
                 yield
         else:
             yield
@@ -92,8 +100,16 @@ def is_slow_in_bf16(
     return not (has_kernel and side >= _SMALLEST_SIDE)
 
 
-class _SlowOnesInFloat32(TorchFunctionMode):
-    """Lets the convolutions that `is_slow_in_bf16` names leave autocast."""
+class _Convolutions(TorchFunctionMode):
+    """Computes a CPU's convolutions so that they are quick, and safe to train.
+
+    Args:
+        slow_in_float32: let those that `is_slow_in_bf16` names leave autocast.
+    """
+
+    def __init__(self, *, slow_in_float32: bool) -> None:
+        super().__init__()
+        self._slow_in_float32 = slow_in_float32
 
     def __torch_function__(
         self,
@@ -103,27 +119,43 @@ class _SlowOnesInFloat32(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func is torch.conv2d:
-            return _conv2d(*args, **(kwargs or {}))
+            return self._conv2d(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
+    def _conv2d(
+        self,
+        input: Tensor,  # noqa: A002  (torch's name: layers may pass it by keyword)
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: str | int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        """Compute what `torch.conv2d` does, under autocast or not."""
+        steps = (stride, stride) if isinstance(stride, int) else tuple(stride)
+        if _is_unsafe(weight, steps, padding, groups):
+            # The same without a stride: the places that it leaves out are left out before.
+            input, stride = input[..., :: steps[0], :: steps[-1]], 1  # noqa: A001
+        rest: Any = (stride, padding, dilation, groups)
+        if (
+            not self._slow_in_float32
+            or groups == 1
+            or not is_slow_in_bf16(
+                weight.shape[2:], steps, per_group=weight.shape[1], side=min(input.shape[-2:])
+            )
+        ):
+            return torch.conv2d(input, weight, bias, *rest)
+        wide = None if bias is None else bias.float()
+        with torch.autocast(input.device.type, enabled=False):
+            return torch.conv2d(input.float(), weight.float(), wide, *rest)
 
-def _conv2d(
-    input: Tensor,  # noqa: A002  (torch's name: layers may pass it by keyword)
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: str | int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-) -> Tensor:
-    """Compute what `torch.conv2d` does, under autocast or not."""
-    rest: Any = (stride, padding, dilation, groups)
-    steps = (stride,) if isinstance(stride, int) else tuple(stride)
-    side = min(input.shape[-2:])
-    if groups == 1 or not is_slow_in_bf16(
-        weight.shape[2:], steps, per_group=weight.shape[1], side=side
-    ):
-        return torch.conv2d(input, weight, bias, *rest)
-    wide = None if bias is None else bias.float()
-    with torch.autocast(input.device.type, enabled=False):
-        return torch.conv2d(input.float(), weight.float(), wide, *rest)
+
+def _is_unsafe(
+    weight: Tensor, stride: Sequence[int], padding: str | int | Sequence[int], groups: int
+) -> bool:
+    """Return whether the weights' gradient of a convolution is written past its memory."""
+    whole = padding == "valid" or (not isinstance(padding, str) and not np.any(padding))
+    pointwise = weight.shape[2:].numel() == 1
+    few = groups == 1 and weight.shape[1] < UNSAFE_BELOW
+    return pointwise and few and whole and max(stride) > 1

@@ -1,10 +1,15 @@
-"""Which number format a device computes in, and which convolutions it leaves out."""
+"""Which number format a device computes in, and which convolutions it computes another way."""
 
 from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hydistill_edge.errors import UsageError
 from hydistill_edge.training.precision import (
@@ -126,3 +131,51 @@ def test_every_layer_is_bf16_again_when_an_error_left_auto() -> None:
     with pytest.raises(ValueError, match="lost"), autocast(CPU):
         raise ValueError("lost")
     assert dtypes(LAYERS, "bf16") == [B] * 5
+
+
+class _Strides(TorchDispatchMode):
+    """Notes the stride of every convolution that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[list[int]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            self.found.append(list(args[3]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("layer", "computed"),
+    [
+        (nn.Conv2d(6, 9, 1, stride=2), 1),
+        (nn.Conv2d(6, 9, 1, stride=(1, 2), padding="valid"), 1),
+        (nn.Conv2d(16, 9, 1, stride=2), 2),
+        (nn.Conv2d(6, 9, 1, stride=2, padding=1), 2),
+        (nn.Conv2d(6, 9, 3, stride=2), 2),
+        (nn.Conv2d(6, 6, 1, stride=2, groups=6), 2),
+    ],
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_strided_pointwise_convolutions_of_few_channels_are_trained_without_a_stride(
+    layer: nn.Conv2d, computed: int, layout: torch.memory_format
+) -> None:
+    shape = (4, layer.in_channels, 8, 7)
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(memory_format=layout)
+    exact = copy.deepcopy(layer).double()
+    wanted = exact(images.double())
+    torch.autograd.backward(wanted.square().mean())
+    tried = copy.deepcopy(layer).to(memory_format=layout)
+    with _Strides() as strides, autocast(CPU, "float32"):
+        found = tried(images)
+    assert max(strides.found[0]) == computed
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+    if computed == 1 or layer.in_channels == 16:  # others may not be safe to train
+        torch.autograd.backward(found.square().mean())
+        for weight, other in zip(tried.parameters(), exact.parameters(), strict=True):
+            assert weight.grad is not None
+            assert other.grad is not None
+            torch.testing.assert_close(weight.grad.double(), other.grad, rtol=1e-3, atol=1e-5)
