@@ -606,6 +606,12 @@ class Recipe(Section):
         from hydistill_edge.models.zoo import ZOO
 
         name = self.student.architecture
+        if name != FACTORED and getattr(self.training, "layer_weight", None):
+            yield (
+                ("training", "layer_weight"),
+                f"only for student.architecture {FACTORED}, which has all channels of its "
+                "teacher's layers; feature_weight is for any student",
+            )
         if name in REDUCED:
             yield from self._reduced_problems(name)
             return

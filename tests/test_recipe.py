@@ -103,6 +103,13 @@ def test_reduced_student_of_an_onnx_teacher_is_refused(made: str) -> None:
         Recipe.parse(text.replace("teacher.safetensors", "teacher.onnx"))
 
 
+def test_layers_of_a_student_that_is_not_factored_cannot_be_imitated() -> None:
+    text = GOOD + "training: {layer_weight: 2.0}\n"
+    with pytest.raises(RecipeError, match=r"training\.layer_weight.*factored.*feature_weight"):
+        Recipe.parse(text)
+    assert Recipe.parse(text.replace("resnet8", "factored")).training.layer_weight == 2.0
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_recipe_is_refused_with_line_and_key(case: Broken) -> None:
     assert case.old in GOOD

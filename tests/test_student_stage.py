@@ -9,11 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hydistill_edge.build import build
 from hydistill_edge.errors import MethodError, UsageError
+from hydistill_edge.images.transfer_set import TransferSet
 from hydistill_edge.methods.distilled import Distilled
+from hydistill_edge.methods.pool import split
+from hydistill_edge.models import reconstruction
+from hydistill_edge.models.factoring import factor
+from hydistill_edge.models.reconstruction import reconstruct
 from hydistill_edge.models.student import Student
+from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.recipe import METHODS, Recipe
 from hydistill_edge.stages import student as stage
 
@@ -55,6 +62,44 @@ def test_reduced_student_runs_everything_after_training_when_its_code_is_a_file(
     assert result.summary["student"]["arch"].startswith(f"{made}:")
     assert result.summary["student"]["macs"] <= share * result.summary["teacher"]["macs"]
     assert len(list((result.path / "bundle").iterdir())) == 1
+
+
+def test_factored_student_is_fitted_to_images_that_are_not_held_out(
+    tiny_inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def distill(
+        teacher: Teacher, student: Student, transfer: TransferSet, settings: Any, **options: Any
+    ) -> Distilled:
+        _, held_out = split(transfer, settings.holdout, options["seed"])
+        given.update(teacher=teacher, transfer=transfer, held_out=held_out, student=student)
+        raise MethodError("seen enough")
+
+    def watched(student: Student, teacher: Teacher, images: Any) -> None:
+        given["images"] = images
+        reconstruct(student, teacher, images)
+
+    monkeypatch.setattr(stage, "_method", lambda _: distill)
+    monkeypatch.setattr(reconstruction, "reconstruct", watched)
+    asked = {"architecture": "factored", "macs_share": 0.6, "width": None}
+    path = tiny_inputs.recipe(tmp_path / "recipe.yaml", student=asked)
+    with pytest.raises(MethodError, match="seen enough"):
+        build(Recipe.load(path), out=tmp_path / "run")
+    transfer, held_out = given["transfer"], given["held_out"]
+    shown = {image.tobytes() for image in given["images"].permute(0, 2, 3, 1).numpy()}
+    hidden = {image.tobytes() for image in transfer.images(held_out)}
+    assert shown
+    assert not shown & hidden
+    truncated = factor(given["teacher"], macs_share=0.6, channels=transfer.channels).eval()
+    images = torch.from_numpy(transfer.images(held_out)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        exact = given["teacher"](images)
+        before, after = (
+            float((student(images) - exact).square().mean())
+            for student in (truncated, given["student"].eval())
+        )
+    assert after < before
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ Where this departs from the papers, and why:
 - The weights that are kept are the latest whose agreement on the hold-out is within a standard
   error of the highest: ten held-out images would otherwise choose an early, unfinished student.
 - A hint on the penultimate vector (`feature_weight`, FitNets) can stand beside the logits.
+- A student that is the teacher factored imitates each of its layers too (`layer_weight`), and keeps
+  the statistics of its batch norms (`held_statistics`): they are of the teacher's own images, and
+  better than those of made ones.
 - Real and synthetic images are drawn from their own shuffled passes, so that a hundred real images
   are not lost among thousands of synthetic ones.
 """
@@ -31,6 +34,8 @@ Where this departs from the papers, and why:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -45,16 +50,20 @@ from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint
 from hydistill_edge.methods.pool import Draws, Pool, is_real, judge_on, split
 from hydistill_edge.methods.settings import TrainingSettings
 from hydistill_edge.models.feature_hint import FeatureHint, HintedStudent
-from hydistill_edge.models.student import Student
+from hydistill_edge.models.layer_hint import LayerHint
+from hydistill_edge.models.student import Start, Student
 from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.objectives.logits import kd_kl, kd_kl_mixed
 from hydistill_edge.training.loop import Judgement, Plan, Progress, train
 
-RATES = {"fresh": 0.1, "slimmed": 0.03, "factored": 0.01}
+RATES: Mapping[Start, float] = {"fresh": 0.1, "slimmed": 0.03, "factored": 0.003}
 """Peaks of the schedule, by what the student starts from: the nearer to the teacher, the lower."""
 
+LAYER_WEIGHT = 10.0
+"""Of a factored student's layers. With 1 it stayed 0.8 points further from its CIFAR-10 teacher."""
+
 HINT_IMAGES = 1024
-"""Images that mean and scale of the teacher's penultimate vector are taken from."""
+"""Images that mean and scale of what the teacher's layers give are taken from."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class KDSettings(TrainingSettings):
     Attributes:
         steps: optimizer steps.
         temperature: softening of both sides, T > 0.
-        learning_rate: peak of the schedule; None for 0.1, and for 0.03 or 0.01 where the student
+        learning_rate: peak of the schedule; None for 0.1, and for 0.03 or 0.003 where the student
             is the teacher slimmed or factored, which a larger one makes forget.
         real_share: share of real images in each batch, in [0, 1]; None for their share in the set.
         teacher_view: `augmented` asks the teacher about every view that the student sees; `stored`
@@ -75,6 +84,11 @@ class KDSettings(TrainingSettings):
         mixup_alpha: of the Beta distribution of the shares of a pair, and of the boxes' areas.
         feature_weight: of the hint, the squared distance to the teacher's penultimate vector in
             units of its scale, after a linear map that only training has; 0 for none.
+        layer_weight: of the squared distance to what the teacher gives at every layer that was
+            factored, in units of each channel's variance; None for 10 where the student is the
+            teacher factored, else 0.
+        held_statistics: keep the means and variances of batch norms as the teacher learned them;
+            None for yes where the student is the teacher factored.
         augment: strengths in full; None for a crop by an eighth of the side, a cutout of a quarter,
             and `flip`.
 
@@ -93,6 +107,8 @@ class KDSettings(TrainingSettings):
     cutmix_share: float = 0.0
     mixup_alpha: float = 1.0
     feature_weight: float = 0.0
+    layer_weight: float | None = None
+    held_statistics: bool | None = None
     ema_share: float = 0.02
 
     def problems(self) -> list[str]:
@@ -113,23 +129,36 @@ class KDSettings(TrainingSettings):
             )
         if not self.mixup_alpha > 0:
             problems.append(f"mixup_alpha is {self.mixup_alpha}; expected more than 0")
-        if not 0 <= self.feature_weight < math.inf:
-            problems.append(f"feature_weight is {self.feature_weight}; expected at least 0")
-        elif self.feature_weight and self.teacher_view == "stored":
-            problems.append(
-                f"feature_weight is {self.feature_weight}, and stored views have no features; "
-                "use teacher_view augmented"
-            )
+        for name in ("feature_weight", "layer_weight"):
+            weight = getattr(self, name) or 0.0
+            if not 0 <= weight < math.inf:
+                problems.append(f"{name} is {weight}; expected at least 0")
+            elif weight and self.teacher_view == "stored":
+                problems.append(
+                    f"{name} is {weight}, and stored views have no features; use teacher_view "
+                    "augmented"
+                )
         return problems
 
-    def plan(self, learning_rate: float = RATES["fresh"]) -> Plan:
-        """Return what the training loop needs of this.
+    def resolved(self, start: Start) -> KDSettings:
+        """Return these settings with what they leave to the student's start decided."""
+        imitates = start == "factored" and self.teacher_view == "augmented"
+        layer_weight = LAYER_WEIGHT if imitates else 0.0
+        return replace(
+            self,
+            learning_rate=RATES[start] if self.learning_rate is None else self.learning_rate,
+            layer_weight=layer_weight if self.layer_weight is None else self.layer_weight,
+        )
 
-        Args:
-            learning_rate: where the settings leave it to the student.
-        """
-        rate = learning_rate if self.learning_rate is None else self.learning_rate
-        return Plan.of(self, learning_rate=rate)
+    def batch_norms(self, student: Student) -> AbstractContextManager[None]:
+        """Return the block that a student trains in: its statistics are held, or not."""
+        held = self.held_statistics
+        held = student.start == "factored" if held is None else held
+        return student.held_statistics() if held else nullcontext()
+
+    def plan(self) -> Plan:
+        """Return what the training loop needs of this; of settings that are resolved."""
+        return Plan.of(self)
 
     def blend(self, images: Tensor, draw: float, generator: torch.Generator) -> Mixed | None:
         """Return the batch with its images blended in pairs, or None where it stays as it is.
@@ -180,7 +209,7 @@ def distill(
     Raises:
         MethodError: classes differ, too few images, or the loss is no longer finite.
     """
-    settings = settings or KDSettings()
+    settings = (settings or KDSettings()).resolved(student.start)
     device = torch.device(device)
     check_fit(teacher, student, transfer)
     train_on, held_out = split(transfer, settings.holdout, seed)
@@ -191,15 +220,31 @@ def distill(
     generator = torch.Generator(device).manual_seed(seed)
     augment = Augment(settings.augmentation(transfer.size))
     teacher.to(device).to(memory_format=torch.channels_last)
-    plan = settings.plan(RATES[student.start])
+    plan = settings.plan()
     trained_module: nn.Module = student
-    hint = None
-    if settings.feature_weight:
+    hint, layers = None, None
+    if settings.feature_weight or settings.layer_weight:
         some = pool.images(train_on[:: -(-len(train_on) // HINT_IMAGES)])
-        hint = FeatureHint(student.to(device), teacher, some, seed=seed)
-        trained_module = HintedStudent(student, hint)
+        student.to(device)
+        if settings.feature_weight:
+            hint = FeatureHint(student, teacher, some, seed=seed)
+            trained_module = HintedStudent(student, hint)
+        if settings.layer_weight:
+            layers = LayerHint(student, teacher, some)
         # Features are read by hooks on the student's own modules, which a compiled copy passes by.
         plan = replace(plan, compile=False)
+
+    def hinted_loss(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            seen = teacher.features(images, layers.teacher_layers if layers else ())
+        own = student.features(images, layers.student_layers if layers else ())
+        loss = kd_kl(own.logits, seen.logits, temperature=settings.temperature)
+        if hint is not None:
+            loss = loss + settings.feature_weight * hint.loss(own.penultimate, seen.penultimate)
+        if layers is not None:
+            assert settings.layer_weight is not None
+            loss = loss + settings.layer_weight * layers.loss(own.taps, seen.taps)
+        return loss
 
     def batch_loss(network: nn.Module, step: int) -> Tensor:
         indices = draws.at(step)
@@ -208,12 +253,8 @@ def distill(
         if mixed is not None:
             images = mixed.images
         images = images.contiguous(memory_format=torch.channels_last)
-        if hint is not None:
-            with torch.no_grad():
-                seen = teacher.features(images)
-            own = student.features(images)
-            loss = kd_kl(own.logits, seen.logits, temperature=settings.temperature)
-            return loss + settings.feature_weight * hint.loss(own.penultimate, seen.penultimate)
+        if hint is not None or layers is not None:
+            return hinted_loss(images)
         logits: Tensor = network(images)
         if settings.teacher_view == "augmented":
             with torch.no_grad():
@@ -235,16 +276,17 @@ def distill(
     def judge_student(network: nn.Module) -> Judgement:
         return judge(network if hint is None else network.get_submodule("student"))
 
-    trained = train(
-        trained_module,
-        batch_loss,
-        judge_student,
-        plan,
-        generators={"batch": generator},
-        folder=workdir,
-        fingerprint=fingerprint(teacher, student, transfer, settings, seed),
-        seed=seed,
-        device=device,
-        progress=progress,
-    )
+    with settings.batch_norms(student):
+        trained = train(
+            trained_module,
+            batch_loss,
+            judge_student,
+            plan,
+            generators={"batch": generator},
+            folder=workdir,
+            fingerprint=fingerprint(teacher, student, transfer, settings, seed),
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
     return Distilled.of(student, trained, held_out)

@@ -131,10 +131,11 @@ class RTKSettings(KDSettings):
             problems.append(f'variant "{self.variant}"; expected one of {", ".join(VARIANTS)}')
         if self.teacher_view != "augmented":
             problems.append('teacher_view "stored"; expected "augmented" (stored has no layers)')
-        if self.feature_weight:
-            problems.append(
-                f"feature_weight is {self.feature_weight}; rtk learns from layers, use beta"
-            )
+        for name in ("feature_weight", "layer_weight"):
+            if getattr(self, name):
+                problems.append(
+                    f"{name} is {getattr(self, name)}; rtk learns from layers, use beta"
+                )
         for name in ("kd_weight", "label_weight", "beta", "threshold"):
             if not getattr(self, name) >= 0:
                 problems.append(f"{name} is {getattr(self, name)}; expected at least 0")
@@ -357,20 +358,21 @@ def distill(
     def judge_student(network: nn.Module) -> Judgement:
         return judge(network.get_submodule("student"))
 
-    trained = train(
-        pair,
-        batch_loss,
-        judge_student,
-        # Taps are read by hooks on the student's own modules, which a compiled copy passes by.
-        replace(settings.plan(), compile=False),
-        generators={"batch": generator},
-        folder=workdir,
-        fingerprint=digest,
-        seed=seed,
-        device=device,
-        progress=progress,
-        memory=layers.choice,
-    )
+    with settings.batch_norms(student):
+        trained = train(
+            pair,
+            batch_loss,
+            judge_student,
+            # Taps are read by hooks on the student's own modules, which a compiled copy passes by.
+            replace(settings.plan(), compile=False),
+            generators={"batch": generator},
+            folder=workdir,
+            fingerprint=digest,
+            seed=seed,
+            device=device,
+            progress=progress,
+            memory=layers.choice,
+        )
     measured = None
     if settings.variant != "afd":
         measured = _measure(teacher, student, layers, pool, held_out, is_real(transfer))

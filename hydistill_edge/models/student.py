@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,9 @@ SCHEMA_VERSION = 1
 WEIGHTS_FILE = "student.safetensors"
 DESCRIPTION_FILE = "student.json"
 ONNX_FILE = "network.onnx"
+
+Start = Literal["fresh", "slimmed", "factored"]
+"""What a student was before its training."""
 
 
 class Student(nn.Module):
@@ -79,6 +83,7 @@ class Student(nn.Module):
         self.plan = plan or InputPlan("own", channels)
         self.input_note = input_note
         self._anatomy: Anatomy | None = None
+        self._holds_statistics = False
         with eval_mode(network):
             example = probe_input(network, channels=channels, size=self.size)
             check_logits(network, example, classes=len(self.classes))
@@ -209,6 +214,28 @@ class Student(nn.Module):
         """
         return read_features(self.network, self.normalize(pixels), self.anatomy(), taps)
 
+    def layer_of_teacher(self, name: str) -> str:
+        """Return the name that a layer of the network it was made of has here."""
+        return f"network.{name}" if self.plan.kind == "explicit" else name
+
+    @contextmanager
+    def held_statistics(self) -> Iterator[None]:
+        """Keep the batch norms' means and variances, also in training, inside the block."""
+        before, self._holds_statistics = self._holds_statistics, True
+        try:
+            yield
+        finally:
+            self._holds_statistics = before
+
+    def train(self, mode: bool = True) -> Student:
+        """Go into training, or out of it; batch norms stay out while their statistics are held."""
+        super().train(mode)
+        if self._holds_statistics:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.train(False)
+        return self
+
     def anatomy(self) -> Anatomy:
         """Return where the network's features are; found once, by a run in eval mode."""
         if self._anatomy is None:
@@ -226,7 +253,7 @@ class Student(nn.Module):
         return {tap.name: tap.shape for tap in self.anatomy().taps}
 
     @property
-    def start(self) -> Literal["fresh", "slimmed", "factored"]:
+    def start(self) -> Start:
         """What it was before its training: a teacher made smaller must not be made to forget."""
         if "ranks" in self.options:
             return "factored"

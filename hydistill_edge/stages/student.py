@@ -8,7 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydistill_edge.recipe import METHODS, REDUCED
+import numpy as np
+
+from hydistill_edge.recipe import FACTORED, METHODS, REDUCED
 from hydistill_edge.run_directory import clear, write_json
 from hydistill_edge.stages.teacher import network_state, reduced
 from hydistill_edge.stages.work import Work, fingerprint
@@ -100,7 +102,10 @@ def _untrained(work: Work) -> Student:
     section = work.recipe.student
     height, width, channels = work.recipe.image_size()
     if section.architecture in REDUCED:
-        return reduced(work, channels)
+        student = reduced(work, channels)
+        if section.architecture == FACTORED:
+            _reconstruct(work, student)
+        return student
 
     from hydistill_edge.models.student import Student
 
@@ -112,6 +117,26 @@ def _untrained(work: Work) -> Student:
         width=section.width,
         seed=work.recipe.seed,
     )
+
+
+def _reconstruct(work: Work, student: Student) -> None:
+    """Fit a factored student's layers to what the teacher's give for images of the set.
+
+    Real ones come first, as they show best what the layers see on the device; none that is held
+    out is among them.
+    """
+    import torch
+
+    from hydistill_edge.methods.pool import is_real, split
+    from hydistill_edge.models.reconstruction import images_wanted, reconstruct
+
+    recipe, transfer = work.recipe, work.transfer
+    rows, _ = split(transfer, recipe.training.holdout, recipe.seed)
+    rows = np.random.default_rng(recipe.seed).permutation(rows)
+    rows = rows[np.argsort(~is_real(transfer)[rows], kind="stable")][: images_wanted(transfer.size)]
+    images = torch.from_numpy(transfer.images(np.sort(rows))).permute(0, 3, 1, 2)
+    device = work.torch_device
+    reconstruct(student.to(device), work.teacher.to(device), images.to(device))
 
 
 def _method(name: str) -> Callable[..., Distilled]:

@@ -19,10 +19,12 @@ from hydistill_edge.methods import kd, pool
 from hydistill_edge.methods.distilled import Distilled
 from hydistill_edge.methods.kd import RATES, KDSettings, distill
 from hydistill_edge.methods.pool import Draws, split, standard_error
+from hydistill_edge.models.factoring import factor
 from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.objectives.logits import kd_kl
+from hydistill_edge.seeding import seeded
 
 CLASSES = ("dark", "light")
 QUICK = KDSettings(
@@ -92,6 +94,34 @@ def run(
     teacher: Teacher, transfer: TransferSet, workdir: Path, settings: KDSettings = QUICK
 ) -> Distilled:
     return distill(teacher, new_student(), transfer, settings, workdir=workdir, seed=2)
+
+
+@pytest.fixture(scope="module")
+def wide_teacher() -> Teacher:
+    """Has a layer that can be factored, and batch norms."""
+    with seeded(0):
+        network = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)),
+        )
+    return Teacher.wrap(network.eval(), classes=CLASSES, spec=InputSpec(8, 8, 1, (0.5,), (0.25,)))
+
+
+@pytest.fixture(scope="module")
+def wide_transfer(tmp_path_factory: pytest.TempPathFactory, wide_teacher: Teacher) -> TransferSet:
+    return write_set(tmp_path_factory.mktemp("sets") / "wide", wide_teacher)
+
+
+def run_factored(
+    teacher: Teacher, transfer: TransferSet, workdir: Path, settings: KDSettings = QUICK
+) -> Distilled:
+    student = factor(teacher, macs_share=0.6)
+    return distill(teacher, student, transfer, settings, workdir=workdir, seed=2)
 
 
 @pytest.mark.parametrize("view", ["augmented", "stored"])
@@ -263,11 +293,10 @@ def test_shares_above_one_together_are_refused() -> None:
 
 
 def test_student_that_starts_from_its_teacher_gets_a_smaller_rate_unless_one_is_given() -> None:
-    assert KDSettings().plan().learning_rate == RATES["fresh"]
     assert RATES["fresh"] > RATES["slimmed"] > RATES["factored"]
-    for rate in RATES.values():
-        assert KDSettings().plan(rate).learning_rate == rate
-        assert KDSettings(learning_rate=0.5).plan(rate).learning_rate == 0.5
+    for start, rate in RATES.items():
+        assert KDSettings().resolved(start).plan().learning_rate == rate
+        assert KDSettings(learning_rate=0.5).resolved(start).plan().learning_rate == 0.5
 
 
 def test_a_hint_teaches_without_becoming_part_of_the_student(
@@ -280,11 +309,97 @@ def test_a_hint_teaches_without_becoming_part_of_the_student(
     assert hinted.history[-1]["loss"] > plain.history[-1]["loss"]  # it has one term more
 
 
+def test_a_factored_student_imitates_every_factored_layer_unless_told_not_to(
+    wide_teacher: Teacher, wide_transfer: TransferSet, tmp_path: Path
+) -> None:
+    images = torch.from_numpy(wide_transfer.images(np.arange(32))).permute(0, 3, 1, 2)
+    off = {}
+    for weight in (None, 0.0):
+        settings = replace(QUICK, layer_weight=weight, temperature=1.0)
+        student = run_factored(
+            wide_teacher, wide_transfer, tmp_path / str(weight), settings
+        ).student
+        with torch.no_grad():
+            own = student.features(images, ["3"]).taps["3"]
+            seen = wide_teacher.features(images, ["3"]).taps["3"]
+        off[weight] = float((own - seen).square().mean())
+    assert off[None] < 0.8 * off[0.0]
+
+
+@pytest.mark.parametrize(("held", "same"), [(None, True), (True, True), (False, False)])
+def test_a_factored_student_keeps_the_statistics_that_its_teacher_learned(
+    wide_teacher: Teacher,
+    wide_transfer: TransferSet,
+    tmp_path: Path,
+    held: bool | None,
+    same: bool,
+) -> None:
+    settings = replace(QUICK, held_statistics=held)
+    student = run_factored(wide_teacher, wide_transfer, tmp_path, settings).student
+    for name in ("1", "4"):
+        own = student.network.get_submodule(name)
+        theirs = wide_teacher.network.get_submodule(name)
+        assert torch.equal(own.running_mean, theirs.running_mean) is same  # type: ignore[arg-type]
+        assert not torch.equal(own.weight, theirs.weight)  # type: ignore[arg-type]
+    student.train()  # held while it was trained, and free again
+    assert student.network.get_submodule("1").training
+
+
+@pytest.mark.parametrize(("held", "same"), [(None, False), (True, True)])
+def test_another_student_learns_its_own_statistics_unless_told_not_to(
+    teacher: Teacher, transfer: TransferSet, tmp_path: Path, held: bool | None, same: bool
+) -> None:
+    student = run(teacher, transfer, tmp_path, replace(QUICK, held_statistics=held)).student
+    mean = student.network.get_submodule("1").running_mean
+    assert torch.equal(mean, torch.zeros(4)) is same  # type: ignore[arg-type]
+
+
+def test_a_factored_student_is_the_same_when_training_is_killed_and_resumed(
+    wide_teacher: Teacher,
+    wide_transfer: TransferSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left = list(range(8))
+
+    def dying(*args: object, **kwargs: object) -> torch.Tensor:
+        if left.pop() == 0:
+            raise Killed
+        return kd_kl(*args, **kwargs)  # type: ignore[arg-type]
+
+    settings = replace(QUICK, evaluations=1)
+    monkeypatch.setattr(kd, "kd_kl", dying)
+    with pytest.raises(Killed):
+        run_factored(wide_teacher, wide_transfer, tmp_path / "cut", settings)
+    monkeypatch.undo()
+    resumed = run_factored(wide_teacher, wide_transfer, tmp_path / "cut", settings)
+    whole = run_factored(wide_teacher, wide_transfer, tmp_path / "whole", settings)
+    assert resumed.resumed_at == 7
+    assert resumed.student.digest == whole.student.digest
+
+
+def test_stored_views_have_no_layers_to_imitate(
+    wide_teacher: Teacher, wide_transfer: TransferSet, tmp_path: Path
+) -> None:
+    settings = replace(QUICK, teacher_view="stored")
+    assert settings.resolved("factored").layer_weight == 0.0
+    run_factored(wide_teacher, wide_transfer, tmp_path, settings)
+
+
+def test_layers_of_another_student_cannot_be_imitated(
+    teacher: Teacher, transfer: TransferSet, tmp_path: Path
+) -> None:
+    with pytest.raises(MethodError, match="leave layer_weight out"):
+        run(teacher, transfer, tmp_path, replace(QUICK, layer_weight=1.0))
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"feature_weight": -1.0}, "feature_weight is -1.0; expected at least 0"),
+        ({"layer_weight": -1.0}, "layer_weight is -1.0; expected at least 0"),
         ({"feature_weight": 1.0, "teacher_view": "stored"}, "stored views have no features"),
+        ({"layer_weight": 1.0, "teacher_view": "stored"}, "stored views have no features"),
     ],
 )
 def test_wrong_hints_are_refused(changes: dict[str, Any], says: str) -> None:

@@ -306,10 +306,17 @@ def test_settings_list_every_problem_when_values_are_out_of_range() -> None:
     with pytest.raises(
         UsageError,
         match=r"rtk settings: batch is 1.*variant.*teacher_view.*feature_weight is 1.*use beta.*"
+        r"layer_weight is 2.*"
         r"beta is -1.*freeze_share is 2",
     ):
         RTKSettings(
-            batch=1, variant="x", teacher_view="stored", beta=-1, freeze_share=2, feature_weight=1
+            batch=1,
+            variant="x",
+            teacher_view="stored",
+            beta=-1,
+            freeze_share=2,
+            feature_weight=1,
+            layer_weight=2,
         )  # type: ignore[arg-type]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -210,3 +211,19 @@ def test_student_folder_never_decides_which_code_runs(tmp_path: Path) -> None:
 def test_adopting_refuses_channels_that_no_rule_covers(network: nn.Module) -> None:
     with pytest.raises(UsageError, match="2 pixel channels"):
         Student.adopt(network, spec=SPEC, classes=CLASSES, channels=2)
+
+
+def test_statistics_of_batch_norms_are_held_inside_the_block_alone() -> None:
+    student = Student.create("resnet8", classes=CLASSES, channels=1, size=(8, 8))
+    norms = [part for part in student.modules() if isinstance(part, nn.BatchNorm2d)]
+    with student.held_statistics():
+        student.train()
+        assert student.training
+        assert student.network.training
+        assert not any(norm.training for norm in norms)
+        copied = copy.deepcopy(student).eval().train()  # as an averaged network is made
+        assert not any(
+            part.training for part in copied.modules() if isinstance(part, nn.BatchNorm2d)
+        )
+    student.train()
+    assert all(norm.training for norm in norms)

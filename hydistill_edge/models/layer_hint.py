@@ -1,0 +1,80 @@
+"""What every factored layer gives, beside what the teacher's layer gives.
+
+A factored student has the channels of its teacher at every layer, so the two can be compared there
+without any map between them. Logits alone let the layers in between drift to whatever explains the
+images at hand; where these are from formulas, real ones then find a network that has forgotten
+them.
+
+Source: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", arXiv:1412.6550, at every layer
+that was factored and without the regressor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hydistill_edge.errors import MethodError
+from hydistill_edge.models.student import Student
+from hydistill_edge.models.teacher import Teacher
+
+LEAST_VARIANCE = 1e-2
+"""Of a channel, over the mean of its layer: one that hardly moves does not lead."""
+
+
+class LayerHint:
+    """The distance of a factored student's layers to its teacher's; it adds up with any loss.
+
+    Args:
+        student: factored; `student_layers` are its layers, in the order of `teacher_layers`.
+        teacher: what it was made of.
+        images: some of the training's, shape (N, C, H, W); they give the scale of every channel.
+
+    Raises:
+        MethodError: the student is not factored.
+    """
+
+    def __init__(self, student: Student, teacher: Teacher, images: Tensor) -> None:
+        if student.start != "factored":
+            raise MethodError(
+                f"layers are compared one by one where a student is its teacher factored; this one "
+                f"({student.architecture or 'without a name'}) is not: leave layer_weight out, or "
+                "use feature_weight"
+            )
+        self.teacher_layers = list(student.options["ranks"])
+        self.student_layers = [student.layer_of_teacher(name) for name in self.teacher_layers]
+        with torch.no_grad():
+            seen = teacher.features(images, self.teacher_layers).taps
+            self._variances = [
+                _variance(seen[name], teacher.network.get_submodule(name))
+                for name in self.teacher_layers
+            ]
+
+    def loss(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+        """Return the mean square of the difference over the channel's variance, shape ().
+
+        The mean over layers, each with the same weight.
+
+        Args:
+            student: what `student_layers` give, as `features` reads it; gradients flow here.
+            teacher: what `teacher_layers` give for the same images; detached.
+        """
+        parts = [
+            ((student[own].float() - teacher[name].detach().float()).square() / variance).mean()
+            for own, name, variance in zip(
+                self.student_layers, self.teacher_layers, self._variances, strict=True
+            )
+        ]
+        return torch.stack(parts).mean()
+
+
+def _variance(output: Tensor, layer: nn.Module) -> Tensor:
+    """Return the variance of each channel, in a shape that goes with the output's."""
+    linear = isinstance(layer, nn.Linear)  # its channels are the last axis
+    axis = output.dim() - 1 if linear else 1
+    others = [other for other in range(output.dim()) if other != axis]
+    variance = output.float().var(dim=others, correction=0)
+    variance = variance.clamp_min(LEAST_VARIANCE * variance.mean()).clamp_min(1e-12)
+    return variance if linear else variance[:, None, None]
