@@ -47,6 +47,13 @@ SEEDS = (0, 1, 2)
 CONFIDENCE = 0.95
 """One-sided, of "shown" and "reversed"."""
 
+LOGITS_ALONE: Mapping[str, Any] = {
+    "learning_rate": 0.01,
+    "layer_weight": 0.0,
+    "held_statistics": False,
+}
+"""How method kd trains a factored student that nothing but logits teaches."""
+
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 

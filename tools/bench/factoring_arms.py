@@ -2,11 +2,11 @@
 
 The CIFAR-10 ResNet-9 that was trained elsewhere (32 to 256 channels) and a student of at most a
 quarter of its multiply-accumulates: `factored`, its layers as products of thinner ones, or
-`slimmed`, with fewer channels. Each is trained by method kd on 1,000 unlabelled images (`real`) or
-on 4,000 from formulas (`made`). What is told is the agreement with the teacher, in percent, on
-3,000 other images of the training split; labels are not looked at, nor is the test split. The
-narrow case, where it is the other way round, is in `slimming_arms.py`. About 15 minutes of one
-core.
+`slimmed`, with fewer channels. Each learns by method kd, from logits alone, on 1,000 unlabelled
+images (`real`) or on 4,000 from formulas (`made`). What is told is the agreement with the teacher,
+in percent, on 3,000 other images of the training split; labels are not looked at, nor is the test
+split. The narrow case, where it is the other way round, is in `slimming_arms.py`; what more a
+factored student can learn from is in `factored_parts.py`. About 15 minutes of one core.
 
     python tools/bench/factoring_arms.py SHARED --keep RUNS
 """
@@ -14,11 +14,12 @@ core.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arms import Runs, arguments, write_result, write_set
+from arms import LOGITS_ALONE, Runs, arguments, write_result, write_set
 from outside_teacher import cases
 
 from hydistill_edge.images.sources import SourceSpec, load_source
@@ -41,6 +42,7 @@ SHARE = 0.25
 REAL, JUDGED = 1000, 3000
 PROCEDURAL = ProceduralSettings(count=4000)
 SETTINGS = KDSettings(steps=600, batch=64, cutmix_share=0.5, evaluations=3)
+FACTORED = replace(SETTINGS, **LOGITS_ALONE)
 STARTS = {"factored": factor, "slimmed": slim}
 ARMS = {f"{start}_{kind}": (start, kind) for kind in ("real", "made") for start in STARTS}
 CLAIMS = tuple((f"factored_{kind}", f"slimmed_{kind}") for kind in ("real", "made"))
@@ -78,17 +80,22 @@ def set_of(kind: str, teacher: Teacher, unlabelled: Images, seed: int, keep: Pat
     return write_set(folder, teacher, {"formulas": ("procedural", made.images)})
 
 
-def main() -> None:
-    """Run what is missing and write the result."""
-    given = arguments(QUESTION)
-    teacher = read_teacher(given.shared)
-    file = given.shared / "data" / "cifar10" / "train.npz"
+def unlabelled_images(shared: Path, teacher: Teacher) -> tuple[Images, Images]:
+    """Return images to learn from, and those that agreement is judged on."""
+    file = shared / "data" / "cifar10" / "train.npz"
     images = load_source(
         SourceSpec(kind="npz", path=str(file), rows="::5"),
         size=teacher.spec.size,
         channels=teacher.spec.channels,
     ).images
-    unlabelled, judged = images[:-JUDGED], images[-JUDGED:]
+    return images[:-JUDGED], images[-JUDGED:]
+
+
+def main() -> None:
+    """Run what is missing and write the result."""
+    given = arguments(QUESTION)
+    teacher = read_teacher(given.shared)
+    unlabelled, judged = unlabelled_images(given.shared, teacher)
     decided = network_logits(teacher, judged).argmax(axis=1)
 
     def agreement(student: Student) -> float:
@@ -103,7 +110,7 @@ def main() -> None:
             teacher,
             STARTS[start](teacher, macs_share=SHARE),
             set_of(kind, teacher, unlabelled, seed, given.keep),
-            SETTINGS,
+            FACTORED if start == "factored" else SETTINGS,
             workdir=workdir,
             seed=seed,
         )
