@@ -20,6 +20,9 @@ from hydistill_edge.errors import MethodError
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
 
+LEAST_IMAGES, PIXELS = 8, 2**18
+"""That the channels' variances are taken from: what all layers give for them is held at once."""
+
 LEAST_VARIANCE = 1e-2
 """Of a channel, over the mean of its layer: one that hardly moves does not lead."""
 
@@ -30,7 +33,7 @@ class LayerHint:
     Args:
         student: factored; `student_layers` are its layers, in the order of `teacher_layers`.
         teacher: what it was made of.
-        images: some of the training's, shape (N, C, H, W); they give the scale of every channel.
+        images: of the training, shape (N, C, H, W); the first of them give every channel's scale.
 
     Raises:
         MethodError: the student is not factored.
@@ -45,8 +48,9 @@ class LayerHint:
             )
         self.teacher_layers = list(student.options["ranks"])
         self.student_layers = [student.layer_of_teacher(name) for name in self.teacher_layers]
+        some = images[: max(LEAST_IMAGES, PIXELS // images[0, 0].numel())]
         with torch.no_grad():
-            seen = teacher.features(images, self.teacher_layers).taps
+            seen = teacher.features(some, self.teacher_layers).taps
             self._variances = [
                 _variance(seen[name], teacher.network.get_submodule(name))
                 for name in self.teacher_layers

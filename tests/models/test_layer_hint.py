@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hydistill_edge.errors import MethodError
+from hydistill_edge.models import layer_hint
 from hydistill_edge.models.factoring import factor
 from hydistill_edge.models.layer_hint import LayerHint
 from hydistill_edge.models.pixels import InputSpec
@@ -115,3 +116,13 @@ def test_a_student_that_is_not_factored_is_refused(teacher: Teacher, images: Ten
     student = Student.create("convnet3", classes=CLASSES, channels=3, size=(8, 8))
     with pytest.raises(MethodError, match=r"convnet3.*leave layer_weight out"):
         LayerHint(student, teacher, images)
+
+
+def test_few_of_many_large_images_give_the_scale(
+    teacher: Teacher, student: Student, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_hint, "PIXELS", 9 * 8 * 8)
+    many, few = LayerHint(student, teacher, images), LayerHint(student, teacher, images[:9])
+    seen = teacher.features(images, many.teacher_layers).taps
+    own = student.features(images, many.student_layers).taps
+    torch.testing.assert_close(many.loss(own, seen), few.loss(own, seen), rtol=0, atol=0)
