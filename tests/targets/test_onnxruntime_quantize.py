@@ -85,6 +85,7 @@ def test_unsigned_input_needs_no_arithmetic(
     assert {"Cast", "Sub", "Mul"} & names == set()
 
 
+@pytest.mark.usefixtures("needs_exact_int8")
 @pytest.mark.parametrize("profile", SCHEMES.values(), ids=SCHEMES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_int8_stays_near_float(
@@ -122,10 +123,15 @@ def test_last_layer_writes_float_logits(tiny_graph: Any, calibration: Callable[.
 @pytest.mark.parametrize("estimator", METHODS)
 @pytest.mark.parametrize("kind", ["residual", "dead"])
 def test_estimators_stay_near_float(
-    kind: str, estimator: str, tiny_graph: Any, calibration: Callable[..., Any], pixels: Any
+    kind: str,
+    estimator: str,
+    tiny_graph: Any,
+    calibration: Callable[..., Any],
+    pixels: Any,
+    exact_profile: str,
 ) -> None:
     graph, images = tiny_graph(kind), pixels(24)
-    chosen = calibration("onnxruntime", range_estimator=estimator)
+    chosen = calibration("onnxruntime", exact_profile, range_estimator=estimator)
     expected = run(onnx.load(graph.path), images)
 
     logits = run(quantize(graph, chosen), images)

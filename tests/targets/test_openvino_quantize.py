@@ -103,6 +103,7 @@ def test_pixel_range_is_left_alone_when_student_keeps_own_statistics(
     np.testing.assert_array_equal(run(model, pixels(4)), before)
 
 
+@pytest.mark.usefixtures("needs_exact_int8")
 @pytest.mark.parametrize(
     ("kind", "profile"),
     [
@@ -145,10 +146,15 @@ def test_weights_keep_to_seven_bits_when_sums_saturate(
 @pytest.mark.parametrize("estimator", METHODS)
 @pytest.mark.parametrize("kind", ["residual", "dead"])
 def test_estimators_stay_near_float(
-    kind: str, estimator: str, tiny_graph: Any, calibration: Callable[..., Any], pixels: Any
+    kind: str,
+    estimator: str,
+    tiny_graph: Any,
+    calibration: Callable[..., Any],
+    pixels: Any,
+    exact_profile: str,
 ) -> None:
     graph, images = tiny_graph(kind), pixels(24)
-    chosen = calibration("openvino", range_estimator=estimator)
+    chosen = calibration("openvino", exact_profile, range_estimator=estimator)
     expected = run(convert(graph), images)
 
     logits = run(quantize(convert(graph), graph, chosen), images)
