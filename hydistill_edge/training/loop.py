@@ -78,6 +78,7 @@ class Plan:
         optimizer: `sgd` (Nesterov), `adamw` or `lion`.
         momentum: see `create_optimizer`.
         weight_decay: see `create_optimizer`.
+        gradient_clip: norm of all gradients together that a step goes by at most; None for any.
         ema_share: the averaged network reaches back over this share of all steps; 0 for none.
         evaluations: how often the averaged network is judged, evenly spread; the last step is.
         max_seconds: wall time after which training ends; the schedule is compressed to end there,
@@ -97,6 +98,7 @@ class Plan:
     optimizer: OptimizerName = "sgd"
     momentum: float | None = None
     weight_decay: float = 5e-4
+    gradient_clip: float | None = None
     ema_share: float = 0.02
     evaluations: int = 20
     max_seconds: float | None = None
@@ -125,6 +127,8 @@ class Plan:
             problems.append(f"momentum is {self.momentum}; expected a share in [0, 1) or none")
         if not 0 <= self.weight_decay < math.inf:
             problems.append(f"weight_decay is {self.weight_decay}; expected at least 0")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            problems.append(f"gradient_clip is {self.gradient_clip}; expected more than 0 or none")
         if self.schedule not in SCHEDULES:
             problems.append(
                 f'schedule "{self.schedule}" is unknown; expected {", ".join(SCHEDULES)}'
@@ -240,6 +244,8 @@ def train(
                 loss = batch_loss(fast, run.step)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
+            if plan.gradient_clip is not None:
+                nn.utils.clip_grad_norm_(network.parameters(), plan.gradient_clip)
             optimizer.step()
             ema.update()
             run.step += 1

@@ -51,6 +51,7 @@ LOGITS_ALONE: Mapping[str, Any] = {
     "learning_rate": 0.01,
     "layer_weight": 0.0,
     "held_statistics": False,
+    "gradient_clip": 1e9,
 }
 """How method kd trains a factored student that nothing but logits teaches."""
 

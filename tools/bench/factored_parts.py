@@ -3,7 +3,7 @@
 Teacher, images and judgement are those of `factoring_arms.py`. `all` is what a build does: factors
 fitted to the teacher's layers by least squares, then method kd with a hint at every factored layer
 and the teacher's own batch norm statistics. One part is left out in `truncated` (the fit), `logits`
-(the hint) and `own_statistics`; all three are in `plain`, with the rate that suits it. About 30
+(the hint) and `own_statistics`; all three are in `plain`, with the rate that suits it. About 20
 minutes of one core.
 
     python tools/bench/factored_parts.py SHARED --keep RUNS
@@ -29,7 +29,7 @@ from hydistill_edge.stages.logits import network_logits
 QUESTION = str(__doc__).splitlines()[0]
 
 # Frozen before the first run.
-STEPS = 120
+STEPS = 60
 PARTS: Mapping[str, Mapping[str, Any]] = {
     "all": {},
     "truncated": {},
