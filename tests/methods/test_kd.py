@@ -299,6 +299,12 @@ def test_student_that_starts_from_its_teacher_gets_a_smaller_rate_unless_one_is_
         assert KDSettings(learning_rate=0.5).resolved(start).plan().learning_rate == 0.5
 
 
+def test_only_a_factored_student_is_clipped_unless_told_otherwise() -> None:
+    clips = {start: KDSettings().resolved(start).plan().gradient_clip for start in RATES}
+    assert clips == {"fresh": None, "slimmed": None, "factored": kd.GRADIENT_CLIP}
+    assert KDSettings(gradient_clip=1.0).resolved("factored").plan().gradient_clip == 1.0
+
+
 def test_a_hint_teaches_without_becoming_part_of_the_student(
     teacher: Teacher, transfer: TransferSet, tmp_path: Path
 ) -> None:
@@ -398,10 +404,11 @@ def test_layers_of_another_student_cannot_be_imitated(
     [
         ({"feature_weight": -1.0}, "feature_weight is -1.0; expected at least 0"),
         ({"layer_weight": -1.0}, "layer_weight is -1.0; expected at least 0"),
+        ({"gradient_clip": 0.0}, "gradient_clip is 0.0; expected more than 0"),
         ({"feature_weight": 1.0, "teacher_view": "stored"}, "stored views have no features"),
         ({"layer_weight": 1.0, "teacher_view": "stored"}, "stored views have no features"),
     ],
 )
-def test_wrong_hints_are_refused(changes: dict[str, Any], says: str) -> None:
+def test_wrong_hints_and_clips_are_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         KDSettings(**changes)

@@ -210,14 +210,46 @@ def test_plan_lists_every_problem_when_values_are_out_of_range() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"weight_decay": -1e-4}, {"weight_decay": math.nan}, {"momentum": 1.0}],
-    ids=["negative", "nan", "momentum"],
+    [
+        {"weight_decay": -1e-4},
+        {"weight_decay": math.nan},
+        {"momentum": 1.0},
+        {"gradient_clip": 0.0},
+        {"gradient_clip": math.nan},
+    ],
+    ids=["negative", "nan", "momentum", "no gradient", "nan gradient"],
 )
 def test_plan_refuses_what_an_optimizer_would_refuse_in_the_middle_of_a_build(
     wrong: dict[str, float],
 ) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(wrong))} is .*expected"):
         replace(PLAN, **wrong)
+
+
+@pytest.mark.parametrize(("clip", "longest"), [(None, math.inf), (1e6, math.inf), (0.01, 0.01)])
+def test_a_step_goes_by_no_more_than_the_clipped_gradient(
+    clip: float | None, longest: float
+) -> None:
+    task = Task()
+    plan = replace(
+        PLAN, steps=1, evaluations=1, ema_share=0.0, weight_decay=0.0, gradient_clip=clip
+    )
+
+    def weights() -> Tensor:
+        return torch.cat([weight.detach().flatten() for weight in task.network.parameters()])
+
+    before = weights()
+    train(
+        task.network, task.batch_loss, task.judge, plan,
+        generators={"noise": task.noise}, folder=None, fingerprint="same", seed=0,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    moved = weights() - before
+    # Nesterov's first step is the rate times 1.9 gradients.
+    length = float(moved.norm()) / (1.9 * plan.learning_rate)
+    assert 0 < length <= 1.001 * longest
+    if clip != longest:
+        assert length > 0.05  # the gradient as it is
 
 
 def test_position_decides_rate_judgements_and_end(tmp_path: Path) -> None:
