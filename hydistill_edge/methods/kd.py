@@ -38,7 +38,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -102,6 +102,8 @@ class KDSettings(TrainingSettings):
         UsageError: a value is out of range; all problems are listed.
     """
 
+    rates: ClassVar[Mapping[Start, float]] = RATES
+
     steps: int = 5000
     batch: int = 250
     temperature: float = 4.0
@@ -136,8 +138,6 @@ class KDSettings(TrainingSettings):
             )
         if not self.mixup_alpha > 0:
             problems.append(f"mixup_alpha is {self.mixup_alpha}; expected more than 0")
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            problems.append(f"gradient_clip is {self.gradient_clip}; expected more than 0 or none")
         for name in ("feature_weight", "layer_weight"):
             weight = getattr(self, name) or 0.0
             if not 0 <= weight < math.inf:
@@ -157,7 +157,7 @@ class KDSettings(TrainingSettings):
         return replace(
             self,
             gradient_clip=clip if self.gradient_clip is None else self.gradient_clip,
-            learning_rate=RATES[start] if self.learning_rate is None else self.learning_rate,
+            learning_rate=self.rates[start] if self.learning_rate is None else self.learning_rate,
             layer_weight=layer_weight if self.layer_weight is None else self.layer_weight,
         )
 

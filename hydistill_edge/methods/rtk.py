@@ -38,7 +38,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -49,13 +49,13 @@ from hydistill_edge.errors import MethodError
 from hydistill_edge.images.augment import Augment, AugmentSettings
 from hydistill_edge.images.transfer_set import Indices, TransferSet
 from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint
-from hydistill_edge.methods.kd import KDSettings
+from hydistill_edge.methods.kd import RATES, KDSettings
 from hydistill_edge.methods.key_choice import KeyChoice
 from hydistill_edge.methods.key_report import KEYS_FILE, MAP_SIDE, Layer, Measured, key_report
 from hydistill_edge.methods.pool import Draws, Pool, is_real, judge_on, split
 from hydistill_edge.models.attention import AfdAttention, RtkAttention
 from hydistill_edge.models.projector import pool_to
-from hydistill_edge.models.student import Student
+from hydistill_edge.models.student import Start, Student
 from hydistill_edge.models.tap_choice import default_taps
 from hydistill_edge.models.taps import check_taps
 from hydistill_edge.models.teacher import Teacher
@@ -76,11 +76,13 @@ class RTKSettings(KDSettings):
             without a choice); `random_keys` (as many keys as rtk would keep, drawn at random).
         steps: optimizer steps. Published: 240 passes over the images in batches of 64.
         batch: images per step.
-        learning_rate: peak of the schedule.
+        learning_rate: peak of the schedule; None for 0.05, and for that of kd where the student is
+            the teacher slimmed or factored.
         schedule: `three_step` (a tenth of the rate from 62.5, 75 and 87.5 % of the steps on),
             `one_cycle`, `cosine` or `multi_step`.
         mixup_share: share of the batches in which images are blended in pairs.
         teacher_view: `augmented` only: the teacher's layers are needed for the very view.
+        layer_weight: 0 only: the loss between layers has its own weight, `beta`.
         kd_weight: of the softened logits' loss.
         label_weight: of the cross entropy against the teacher's first class, temperature 1.
         beta: of the layers' loss. Published for AFD: 200 at 32 px, 50 on ImageNet.
@@ -103,10 +105,12 @@ class RTKSettings(KDSettings):
         UsageError: a value is out of range; all problems are listed.
     """
 
+    rates: ClassVar[Mapping[Start, float]] = {**RATES, "fresh": 0.05}
+
     batch: int = 64
-    learning_rate: float = 0.05
     schedule: str = "three_step"
     mixup_share: float = 0.0
+    layer_weight: float | None = 0.0
     variant: Variant = "rtk"
     kd_weight: float = 0.9
     label_weight: float = 0.0
@@ -132,7 +136,7 @@ class RTKSettings(KDSettings):
         if self.teacher_view != "augmented":
             problems.append('teacher_view "stored"; expected "augmented" (stored has no layers)')
         for name in ("feature_weight", "layer_weight"):
-            if getattr(self, name):
+            if getattr(self, name) != 0:
                 problems.append(
                     f"{name} is {getattr(self, name)}; rtk learns from layers, use beta"
                 )
@@ -320,7 +324,7 @@ def distill(
         MethodError: classes differ, too few images, no feature maps, or the loss is not finite.
         UsageError: an unknown tap or key.
     """
-    settings = settings or RTKSettings()
+    settings = (settings or RTKSettings()).resolved(student.start)
     device = torch.device(device)
     check_fit(teacher, student, transfer)
     digest = fingerprint(teacher, student, transfer, settings, seed)

@@ -16,7 +16,7 @@ from hydistill_edge.errors import MethodError, UsageError
 from hydistill_edge.images.transfer_set import TransferSet, TransferSetWriter
 from hydistill_edge.methods import kd, rtk
 from hydistill_edge.methods.distilled import Distilled
-from hydistill_edge.methods.kd import KDSettings
+from hydistill_edge.methods.kd import GRADIENT_CLIP, RATES, KDSettings
 from hydistill_edge.methods.rtk import LayerObjective, RTKSettings, distill
 from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.student import Student
@@ -111,7 +111,7 @@ def test_student_learns_to_agree_with_teacher(
 def test_student_is_that_of_kd_when_layers_have_no_weight(
     teacher: Teacher, transfer: TransferSet, tmp_path: Path
 ) -> None:
-    alone = replace(QUICK, beta=0.0, kd_weight=1.0)
+    alone = replace(QUICK, beta=0.0, kd_weight=1.0, learning_rate=0.05)
     same = {field.name: getattr(alone, field.name) for field in fields(KDSettings)}
     plain = KDSettings(**{**same, "augment": alone.augmentation((8, 8))})
     expected = kd.distill(teacher, new_student(), transfer, plain, workdir=tmp_path / "kd", seed=2)
@@ -325,11 +325,19 @@ def test_settings_are_refused_when_the_choice_is_frozen_before_it_begins() -> No
         RTKSettings(epochs=10, warmup_epochs=10)
 
 
+def test_a_student_that_is_its_teacher_factored_goes_by_small_steps() -> None:
+    factored = RTKSettings().resolved("factored")
+    assert factored.learning_rate == RATES["factored"]
+    assert factored.gradient_clip == GRADIENT_CLIP
+    assert not factored.layer_weight  # rtk has its own loss between layers
+
+
 def test_defaults_are_the_published_and_proposed_ones() -> None:
     found = asdict(RTKSettings())
     expected = {"beta": 200.0, "kd_weight": 0.9, "temperature": 4.0, "attention_width": 128}
     expected |= {"epochs": 240, "warmup_epochs": 10, "freeze_share": 0.6, "threshold": 1.0}
-    expected |= {"learning_rate": 0.05, "weight_decay": 5e-4, "batch": 64, "mixup_share": 0.0}
+    expected |= {"weight_decay": 5e-4, "batch": 64, "mixup_share": 0.0}
     assert {name: found[name] for name in expected} == expected
+    assert RTKSettings().resolved("fresh").learning_rate == 0.05
     assert RTKSettings().augmentation((32, 32)).crop_pad == 4
     assert RTKSettings().augmentation((32, 32)).cutout == 0

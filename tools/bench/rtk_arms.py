@@ -44,7 +44,7 @@ CORRUPTED = 3
 RTK = RTKSettings(steps=1000, augment=AUGMENT, evaluations=8)
 PLAIN = {
     "batch": RTK.batch,
-    "learning_rate": RTK.learning_rate,
+    "learning_rate": RTK.rates["fresh"],
     "schedule": RTK.schedule,
     "mixup_share": RTK.mixup_share,
 }
