@@ -38,7 +38,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -55,6 +55,8 @@ from hydistill_edge.models.student import Start, Student
 from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.objectives.logits import kd_kl, kd_kl_mixed
 from hydistill_edge.training.loop import Judgement, Plan, Progress, train
+
+Settings = TypeVar("Settings", bound="KDSettings")
 
 RATES: Mapping[Start, float] = {"fresh": 0.1, "slimmed": 0.03, "factored": 0.003}
 """Peaks of the schedule, by what the student starts from: the nearer to the teacher, the lower."""
@@ -149,7 +151,7 @@ class KDSettings(TrainingSettings):
                 )
         return problems
 
-    def resolved(self, start: Start) -> KDSettings:
+    def resolved(self: Settings, start: Start) -> Settings:
         """Return these settings with what they leave to the student's start decided."""
         imitates = start == "factored" and self.teacher_view == "augmented"
         layer_weight = LAYER_WEIGHT if imitates else 0.0
