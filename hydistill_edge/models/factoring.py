@@ -5,14 +5,16 @@ CIFAR-10 ResNet-9, at a quarter of the multiply-accumulates and before any train
 85 % of 3,000 unlabelled images alike (10 % with fewer channels), and 95 % after 3,000 steps on
 images from formulas and inversion (90 %). Each layer comes down to the same share of its own work.
 
-It pays for kernels that see neighbours among many channels: k x k among r of them costs k^2 r^2,
-where a 1 x 1 convolution must get by with a fraction of its rank. Narrow networks, and those of
-mostly 1 x 1 and depthwise convolutions, keep more with fewer channels (`models.slimming`).
+It pays for kernels that see neighbours among many channels: of k x k, what rows and columns have in
+common goes with what channels have; a 1 x 1 convolution must get by with a fraction of its rank.
+Narrow networks, and those of mostly 1 x 1 and depthwise convolutions, keep more with fewer channels
+(`models.slimming`).
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from hydistill_edge.errors import HydistillError, MethodError, UsageError
 from hydistill_edge.models.counting import count
-from hydistill_edge.models.low_rank import Layer, RankTable, factorize, is_wide
+from hydistill_edge.models.low_rank import Layer, RankTable, factorize, full_rank
 from hydistill_edge.models.reduced import REMEDY, adopt, check_share, last_layer, taken_apart
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.taps import eval_mode
@@ -36,6 +38,7 @@ PAYS_FROM = 32
 factoring than by losing channels."""
 
 _TRIES = 100  # layers of unusual networks may cost more than was reckoned
+_HALVINGS = 30
 
 
 @dataclass(frozen=True)
@@ -45,28 +48,16 @@ class _Work:
     Attributes:
         layer: a plain convolution, or a linear layer.
         whole: of the layer as it is.
-        before: of the first factor, per unit of its width.
-        between: of the middle one, per unit of both widths; 0 where there is none.
-        after: of the last factor, per unit of its width.
+        each: of its two factors, per channel between them.
     """
 
     layer: Layer
     whole: int
-    before: int
-    between: int
-    after: int
+    each: int
 
-    def ranks(self, share: float) -> list[int]:
-        """Return the largest widths that keep within a share of the layer's work; may be 0."""
-        outputs, inputs = self.layer.weight.shape[:2]
-        budget = share * self.whole
-        if not self.between:
-            return [min(int(budget / (self.before + self.after)), inputs, outputs)]
-        # Both widths are the same part f of their channels: square f^2 + linear f = budget.
-        square = self.between * inputs * outputs
-        linear = self.before * inputs + self.after * outputs
-        part = ((linear**2 + 4 * square * budget) ** 0.5 - linear) / (2 * square)
-        return [min(int(part * inputs), inputs), min(int(part * outputs), outputs)]
+    def rank(self, share: float) -> int:
+        """Return the largest rank that keeps within a share of the layer's work; may be 0."""
+        return min(int(share * self.whole / self.each), full_rank(self.layer))
 
 
 def factor(teacher: Teacher, *, macs_share: float, channels: int | None = None) -> Student:
@@ -110,7 +101,7 @@ def neighbour_share(teacher: Teacher) -> float:
     pays = sum(
         found.whole
         for found in work.values()
-        if found.between and min(found.layer.weight.shape[:2]) >= PAYS_FROM
+        if found.layer.weight[0, 0].numel() > 1 and min(found.layer.weight.shape[:2]) >= PAYS_FROM
     )
     return pays / _macs(whole, example)
 
@@ -130,20 +121,34 @@ def _within(network: nn.Module, example: Tensor, share: float) -> tuple[nn.Modul
         )
     macs = _macs(network, example)
     fixed = macs - sum(found.whole for found in work.values())
-    own = (share * macs - fixed) / (macs - fixed)  # of each layer's own work
+    budget = share * macs - fixed
     for _ in range(_TRIES):
-        ranks = {name: found.ranks(own) for name, found in work.items()} if own > 0 else {}
-        if not ranks or min(min(sizes) for sizes in ranks.values()) < 1:
+        ranks = _ranks(work, budget)
+        if min(ranks.values()) < 1:
             break
         factored = factorize(copy.deepcopy(network), ranks)
         if _macs(factored, example) <= share * macs:
             return factored, ranks
-        own *= 0.98
+        budget *= 0.98
     raise UsageError(
         f"macs_share {share}: {fixed / macs:.2f} of this teacher's multiply-accumulates are in "
         "layers that cannot be factored, and the others must keep a rank of 1; expected a larger "
         f"share; or {REMEDY}"
     )
+
+
+def _ranks(work: Mapping[str, _Work], budget: float) -> RankTable:
+    """Return the largest ranks within a budget; every layer comes to the same share of its work."""
+
+    def cost(own: float) -> int:
+        return sum(found.each * found.rank(own) for found in work.values())
+
+    # Whole ranks lie under what a share allows, so the share may be larger than the budget's.
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        own = (low + high) / 2
+        low, high = (own, high) if cost(own) <= budget else (low, own)
+    return {name: found.rank(low) for name, found in work.items()}
 
 
 def _work(network: nn.Module, example: Tensor) -> dict[str, _Work]:
@@ -157,18 +162,17 @@ def _work(network: nn.Module, example: Tensor) -> dict[str, _Work]:
     }
     found: dict[str, _Work] = {}
 
-    def read(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def read(layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        channels, places = layer.weight.shape[:2], output.numel() // layer.weight.shape[0]
-        area = layer.weight[0, 0].numel()
-        wide = is_wide(layer)
+        outputs, inputs = layer.weight.shape[:2]
+        places = output.numel() // outputs
+        height, width = layer.kernel_size if isinstance(layer, nn.Conv2d) else (1, 1)
+        # In front of a second factor that leaves columns out, the first one still sees them all.
+        seen = places if width == 1 else output.shape[-2] * given[0].shape[-1]
         found[names[layer]] = _Work(
             layer=layer,
-            whole=area * channels[0] * channels[1] * places,
-            # In front of a kernel that leaves places out, the first factor still sees all.
-            before=channels[1] * (inputs[0].numel() // channels[1] if wide else places),
-            between=area * places if wide else 0,
-            after=channels[0] * places,
+            whole=height * width * inputs * outputs * places,
+            each=height * inputs * seen + width * outputs * places,
         )
 
     hooks = [layer.register_forward_hook(read) for layer in names]

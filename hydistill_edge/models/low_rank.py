@@ -1,33 +1,32 @@
-"""Layers as products of thinner ones: how a factored network is made, and made again.
+"""Layers as products of two thinner ones: how a factored network is made, and made again.
 
-A convolution of k x k is a chain of three: fewer channels (1 x 1), the k x k among these, and all
-output channels again (1 x 1); the factors are those of the Tucker-2 decomposition by its higher-
-order SVD. A 1 x 1 convolution or a linear layer is a chain of two, by its truncated SVD. Both are
-the nearest such chain to the weights, or near to it, and need no image.
+A convolution of k x l becomes one of k x 1 to fewer channels and one of 1 x l to all of them again;
+a 1 x 1 convolution, or a linear layer, becomes two of its kind. The factors are those of the
+truncated SVD of the weights, with the kernel's rows on the side of the inputs and its columns on
+that of the outputs: no other chain of this form is nearer to the layer. No image is needed.
 
-Source: Kim et al. 2016, "Compression of Deep Convolutional Neural Networks for Fast and Low Power
-Mobile Applications", arXiv:1511.06530, section 3.1; De Lathauwer et al. 2000 for the SVD.
+Source: Jaderberg, Vedaldi and Zisserman 2014, "Speeding up Convolutional Neural Networks with Low
+Rank Expansions", arXiv:1405.3866, scheme 2; Tai et al. 2016, "Convolutional Neural Networks with
+Low-Rank Regularization", arXiv:1511.06067, for the closed form.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import TypeGuard
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from hydistill_edge.errors import TeacherError
 
-RankTable = dict[str, list[int]]
-"""Layer name -> its ranks: inputs and outputs of the middle of three factors, or of two factors the
-one width between them."""
+RankTable = dict[str, int]
+"""Layer name -> channels between its two factors."""
 
 Layer = nn.Conv2d | nn.Linear
 
 
-def factorize(network: nn.Module, ranks: Mapping[str, Sequence[int]]) -> nn.Module:
+def factorize(network: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
     """Replace layers by their factors, in place.
 
     Args:
@@ -35,16 +34,15 @@ def factorize(network: nn.Module, ranks: Mapping[str, Sequence[int]]) -> nn.Modu
         ranks: of every layer that is replaced.
 
     Raises:
-        TeacherError: a layer that is not in the network, of another kind, or ranks that it cannot
+        TeacherError: a layer that is not in the network, of another kind, or a rank that it cannot
             have.
     """
-    for name, sizes in ranks.items():
+    for name, rank in ranks.items():
         try:
-            layer = network.get_submodule(name)
-            parts = factors(layer, [int(size) for size in sizes])  # type: ignore[arg-type]
+            parts = factors(network.get_submodule(name), rank)  # type: ignore[arg-type]
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise TeacherError(
-                f'layer "{name}" of a factored network cannot have the ranks {sizes} ({error}); '
+                f'layer "{name}" of a factored network cannot have the rank {rank} ({error}); '
                 "expected the architecture that it was factored from"
             ) from error
         parent, _, own = name.rpartition(".")
@@ -52,100 +50,107 @@ def factorize(network: nn.Module, ranks: Mapping[str, Sequence[int]]) -> nn.Modu
     return network
 
 
-def factors(layer: Layer, ranks: Sequence[int]) -> nn.Sequential:
-    """Return a layer as a chain of thinner ones.
+def factors(layer: Layer, rank: int) -> nn.Sequential:
+    """Return a layer as a chain of two thinner ones, `reduce` and `expand`.
 
     Args:
         layer: a convolution of one group, or a linear layer.
-        ranks: inputs and outputs of the middle one for a k x k convolution, else one width.
+        rank: channels between the two, at most `full_rank`.
 
     Raises:
-        ValueError: ranks that the layer cannot have, or a layer of another kind.
+        ValueError: a rank that the layer cannot have, or a layer of another kind.
     """
     if not (isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)):
         raise ValueError(f"a {type(layer).__name__} is no linear layer, nor a plain convolution")
-    outputs, inputs = layer.weight.shape[:2]
-    most = [inputs, outputs] if is_wide(layer) else [min(inputs, outputs)]
-    if len(ranks) != len(most) or any(not 0 < r <= m for r, m in zip(ranks, most, strict=True)):
-        raise ValueError(f"expected {len(most)} numbers from 1 to {most}")
+    most = full_rank(layer)
+    if not isinstance(rank, int) or not 0 < rank <= most:
+        raise ValueError(f"expected a whole number from 1 to {most}")
     with torch.no_grad():
-        return _three(layer, *ranks) if is_wide(layer) else _two(layer, ranks[0])
+        first, second = _product(_matrix(layer), rank)
+        if isinstance(layer, nn.Conv2d):
+            return _convolutions(layer, first, second)
+        reduce = nn.Linear(layer.in_features, rank, bias=False)
+        expand = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
+        return _chain(layer, (reduce, first), (expand, second))
 
 
-def is_wide(layer: Layer) -> TypeGuard[nn.Conv2d]:
-    """Return whether a layer sees neighbours, and is a chain of three."""
-    return isinstance(layer, nn.Conv2d) and tuple(layer.kernel_size) != (1, 1)
+def full_rank(layer: Layer) -> int:
+    """Return the rank from which on a layer's factors compute what the layer computes."""
+    return min(_matrix(layer).shape)
 
 
-def _three(layer: nn.Conv2d, inputs: int, outputs: int) -> nn.Sequential:
-    weight = layer.weight.double()
-    left = _directions(weight, outputs)
-    right = _directions(weight.transpose(0, 1), inputs)
-    core = torch.einsum("oikl,or,is->rskl", weight, left, right)
-    reduce = nn.Conv2d(layer.in_channels, inputs, 1, bias=False)
-    middle = _like(layer, inputs, outputs)
-    expand = nn.Conv2d(outputs, layer.out_channels, 1, bias=layer.bias is not None)
-    return _chain(
-        layer, {"reduce": (reduce, right.t()), "core": (middle, core), "expand": (expand, left)}
-    )
+def _matrix(layer: Layer) -> Tensor:
+    """Return the weights, shape (outputs x kernel columns, inputs x kernel rows)."""
+    weight = layer.weight.detach()
+    if weight.dim() == 2:
+        return weight
+    outputs, inputs, height, width = weight.shape
+    return weight.permute(0, 3, 1, 2).reshape(outputs * width, inputs * height)
 
 
-def _two(layer: Layer, width: int) -> nn.Sequential:
-    weight = layer.weight.double().flatten(1)
-    turned = len(weight) > weight.shape[1]  # the shorter side is cheaper to look at
-    directions = _directions(weight.t() if turned else weight, width)
-    first = directions.t() if turned else directions.t() @ weight
-    second = weight @ directions if turned else directions
+def _product(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the factors (rank, columns) and (rows, rank) whose product is nearest to a matrix."""
+    matrix = matrix.double()
+    turned = len(matrix) > matrix.shape[1]  # the shorter side is cheaper to look at
+    directions = _directions(matrix.t() if turned else matrix, rank)
+    first = directions.t() if turned else directions.t() @ matrix
+    second = matrix @ directions if turned else directions
     # Both factors alike in size: neither has to learn faster than the other.
     root = (first.norm(dim=1) * second.norm(dim=0)).sqrt().clamp(min=1e-12)
     first = first * (root / first.norm(dim=1).clamp(min=1e-12))[:, None]
     second = second * (root / second.norm(dim=0).clamp(min=1e-12))
-    biased = layer.bias is not None
-    parts: tuple[Layer, Layer]
-    if isinstance(layer, nn.Conv2d):
-        parts = (
-            _like(layer, layer.in_channels, width),
-            nn.Conv2d(width, layer.out_channels, 1, bias=biased),
-        )
-    else:
-        parts = (
-            nn.Linear(layer.in_features, width, bias=False),
-            nn.Linear(width, layer.out_features, bias=biased),
-        )
-    return _chain(layer, {"reduce": (parts[0], first), "expand": (parts[1], second)})
+    return first, second
 
 
-def _like(layer: nn.Conv2d, inputs: int, outputs: int) -> nn.Conv2d:
-    """Return a convolution that moves over the image as the layer does, without bias."""
-    return nn.Conv2d(
-        inputs,
-        outputs,
-        layer.kernel_size,  # type: ignore[arg-type]
-        stride=layer.stride,  # type: ignore[arg-type]
-        padding=layer.padding,  # type: ignore[arg-type]
-        dilation=layer.dilation,  # type: ignore[arg-type]
-        padding_mode=layer.padding_mode,
-        bias=False,
-    )
+def _directions(rows: Tensor, count: int) -> Tensor:
+    """Return the strongest left singular vectors of a short and wide matrix, shape (rows, count).
 
-
-def _directions(weight: Tensor, count: int) -> Tensor:
-    """Return the strongest directions of a tensor's first axis, shape (axis, count).
-
-    These are the left singular vectors; of a short and wide matrix the products of its rows give
-    them in a fraction of the time.
+    The products of its rows give them in a fraction of the time.
     """
-    rows = weight.flatten(1)
     rising: Tensor = torch.linalg.eigh(rows @ rows.t())[1]
     return rising.flip(1)[:, :count]
 
 
-def _chain(layer: Layer, parts: Mapping[str, tuple[Layer, Tensor]]) -> nn.Sequential:
+def _convolutions(layer: nn.Conv2d, first: Tensor, second: Tensor) -> nn.Sequential:
+    rank, (height, width) = len(first), layer.kernel_size
+    # What a layer of one column leaves out or adds across is left to the first factor: the second
+    # then has fewer places to go through.
+    across = 0 if width == 1 else 1
+    settings: tuple[dict[str, object], ...] = ({}, {})
+    for name, none in (("stride", 1), ("padding", 0), ("dilation", 1)):
+        given = getattr(layer, name)
+        for factor, part in enumerate(settings):
+            part[name] = (
+                given  # "same" and "valid" hold for either
+                if isinstance(given, str)
+                else (given[0] if factor == 0 else none, given[1] if factor == across else none)
+            )
+    reduce = nn.Conv2d(
+        layer.in_channels,
+        rank,
+        (height, 1),
+        bias=False,
+        padding_mode=layer.padding_mode,
+        **settings[0],  # type: ignore[arg-type]
+    )
+    expand = nn.Conv2d(
+        rank,
+        layer.out_channels,
+        (1, width),
+        bias=layer.bias is not None,
+        padding_mode=layer.padding_mode,
+        **settings[1],  # type: ignore[arg-type]
+    )
+    columns = second.reshape(layer.out_channels, width, rank).transpose(1, 2)
+    return _chain(layer, (reduce, first), (expand, columns))
+
+
+def _chain(layer: Layer, *parts: tuple[Layer, Tensor]) -> nn.Sequential:
     """Return the parts with their weights; the last has the layer's bias."""
     like = layer.weight
-    for part, weight in parts.values():
+    for part, weight in parts:
         part.weight = nn.Parameter(weight.reshape(part.weight.shape).to(like).contiguous())
-    last = parts["expand"][0]
+    (reduce, _), (expand, _) = parts
     if layer.bias is not None:
-        last.bias = nn.Parameter(layer.bias.detach().clone())
-    return nn.Sequential(OrderedDict((name, part) for name, (part, _) in parts.items()))
+        expand.bias = nn.Parameter(layer.bias.detach().clone())
+    return nn.Sequential(OrderedDict(reduce=reduce, expand=expand))

@@ -18,6 +18,7 @@ from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.taps import eval_mode
@@ -63,8 +64,8 @@ def reconstruct(student: Student, teacher: Teacher, images: Tensor) -> None:
     def solve(name: str) -> Callable[[nn.Sequential, tuple[Tensor, ...]], None]:
         def hook(chain: nn.Sequential, inputs: tuple[Tensor, ...]) -> None:
             if name in wanted:
-                seen = _columns(chain[:-1](inputs[0]), chain[-1])
-                _refit(chain[-1], seen, wanted.pop(name))
+                reduce, expand = chain
+                _refit(expand, _seen(expand, reduce(inputs[0])), wanted.pop(name))
 
         return hook
 
@@ -91,16 +92,34 @@ def _columns(output: Tensor, layer: nn.Module) -> Tensor:
     return maps[:, :, some].transpose(0, 1).flatten(1)
 
 
+def _seen(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """Return all that a layer sees at those places, shape (kernel columns x channels, places)."""
+    if not isinstance(layer, nn.Conv2d):
+        return _columns(inputs, layer)
+    channels, width = layer.in_channels, layer.kernel_size[1]
+    bias = {} if layer.bias is None else {"bias": inputs.new_zeros(channels)}
+    columns = []
+    for column in range(width):
+        # The layer itself picks them: it knows its border, its stride and its dilation.
+        weight = inputs.new_zeros(channels, channels, 1, width)
+        weight[:, :, 0, column].fill_diagonal_(1)
+        columns.append(_columns(functional_call(layer, {"weight": weight, **bias}, inputs), layer))
+    return torch.cat(columns)
+
+
 def _refit(layer: nn.Module, seen: Tensor, wanted: Tensor) -> None:
     """Set a layer's weights, and its bias, to those that make `wanted` of `seen`.
 
     Args:
-        layer: linear, or a 1 x 1 convolution.
-        seen: shape (inputs, places).
+        layer: linear, or a convolution of one row.
+        seen: shape (kernel columns x channels, places).
         wanted: shape (outputs, places).
     """
     assert isinstance(layer, nn.Conv2d | nn.Linear)
-    old = layer.weight.flatten(1).double()
+    weight = layer.weight
+    if isinstance(layer, nn.Conv2d):
+        weight = weight[:, :, 0].transpose(1, 2)  # columns first, as they are seen
+    old = weight.flatten(1).double()
     if layer.bias is not None:
         seen = torch.cat([seen, torch.ones_like(seen[:1])])
         old = torch.cat([old, layer.bias[:, None].double()], dim=1)
@@ -114,4 +133,4 @@ def _refit(layer: nn.Module, seen: Tensor, wanted: Tensor) -> None:
     if layer.bias is not None:
         layer.bias.copy_(new[:, -1])
         new = new[:, :-1]
-    layer.weight.copy_(new.reshape(layer.weight.shape))
+    weight.copy_(new.reshape(weight.shape))

@@ -63,17 +63,35 @@ def off(student: Student, teacher: Teacher, images: Tensor) -> float:
         return float((student.eval()(images) - teacher(images)).square().mean())
 
 
-def test_last_factor_is_the_least_squares_answer() -> None:
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(24, 32, 3),
+        nn.Conv2d(24, 32, (3, 5), stride=(1, 2), padding=(1, 2), dilation=(1, 2)),
+        nn.Conv2d(24, 32, (5, 1), padding=(2, 0)),
+        nn.Conv2d(24, 32, 1),
+    ],
+    ids=str,
+)
+def test_last_factor_is_the_least_squares_answer(layer: nn.Conv2d) -> None:
     with seeded(0):
-        teacher = teacher_of(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 32, 3))
-    student = factor(teacher, macs_share=0.3)
+        teacher = teacher_of(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), copy.deepcopy(layer))
+    student = factor(teacher, macs_share=0.7)
     chain = student.network.get_submodule("2")
     assert isinstance(chain, nn.Sequential)
     images = pixels()
-    inner = copy.deepcopy(chain[:-1])
+    first, last = copy.deepcopy(chain)
+    assert isinstance(last, nn.Conv2d)
     reconstruct(student, teacher, images)
     with torch.no_grad():
-        seen = inner(outputs(student, "1", images)).transpose(0, 1).flatten(1).double()
+        seen = nn.functional.unfold(
+            first(outputs(student, "1", images)),
+            last.kernel_size,
+            padding=last.padding,  # type: ignore[arg-type]
+            stride=last.stride,
+            dilation=last.dilation,
+        )
+        seen = seen.transpose(0, 1).flatten(1).double()
         wanted = outputs(teacher, "2", images).transpose(0, 1).flatten(1).double()
         own = outputs(student, "2", images).transpose(0, 1).flatten(1).double()
     table = torch.cat([seen, torch.ones_like(seen[:1])])
