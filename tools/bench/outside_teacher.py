@@ -123,7 +123,7 @@ def cases(shared: Path) -> dict[str, Case]:
             none=Row(
                 FACTORED,
                 synthetic=2048,
-                minutes=15,
+                minutes=17,
                 procedural={"count": 25_000, "draws": 4, "crosses": 6},
                 training={"batch": 64},
             ),
