@@ -239,6 +239,23 @@ def check_host(profile: DeviceProfile, host: HostFacts | None = None) -> list[st
     return mismatches
 
 
+def saturates_int8(profile: DeviceProfile, host: HostFacts | None = None) -> bool:
+    """Return whether this machine saturates int8 sums that are exact on the device.
+
+    An x86 processor without VNNI adds pairs of products in 16 bits; what is made for one with it
+    does not keep its weights small enough for that.
+
+    Args:
+        profile: the device that int8 artifacts are built for.
+        host: facts of the machine, read from Linux where None.
+    """
+    host = host or read_host()
+    known = FEATURES["x86_64"]
+    exact = known["vnni"]
+    wants = any(known.get(feature, frozenset()) & exact for feature in profile.features)
+    return wants and host.arch == "x86_64" and not exact & host.flags
+
+
 def read_host() -> HostFacts:
     """Return the facts of this machine, from /proc and the standard library."""
     machine = platform.machine().lower()

@@ -19,12 +19,18 @@ from hydistill_edge.stages.work import Planned, Work
 from hydistill_edge.targets import parity
 from hydistill_edge.targets.base import Images, Logits, Runner
 from hydistill_edge.targets.parity import Rung, Step
+from hydistill_edge.targets.profiles import saturates_int8
 
 if TYPE_CHECKING:
     from hydistill_edge.targets.parity import Source
 
 EXPORT_IMAGES = 256  # R1 and R2 are exact comparisons: more images would find nothing more
 CONSISTENCY_IMAGES = 32
+
+SATURATES = (
+    "this machine has no VNNI and the device has: its int8 sums are added in 16 bits here and "
+    "saturate, so what fails here may pass there; build on a machine with VNNI, or for x86-avx2"
+)
 
 
 def run(work: Work) -> None:
@@ -136,6 +142,7 @@ class Ladder:
             source=source,
             limits=dataclasses.replace(limits, top1_agreement=agreement),
             classes=self.classes,
+            note=SATURATES if saturates_int8(self.planned.profile) else "",
         )
 
     def r6(self) -> Rung:

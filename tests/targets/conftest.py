@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hydistill_edge.targets.profiles import load_profile, saturates_int8
+
 
 @dataclass(frozen=True)
 class TinyStudent:
@@ -184,24 +186,16 @@ def folder(tmp_path: Path) -> Path:
     return out
 
 
-def has_exact_int8() -> bool:
-    """Return whether this machine sums products of uint8 and int8 without saturating in 16 bits."""
-    from hydistill_edge.targets.profiles import FEATURES, read_host
-
-    host = read_host()
-    return host.arch != "x86_64" or bool(FEATURES["x86_64"]["vnni"] & host.flags)
-
-
 @pytest.fixture(scope="session")
 def exact_profile() -> str:
     """Name an x86 profile whose int8 artifacts this machine computes as they are meant."""
-    return "x86-vnni" if has_exact_int8() else "x86-avx2"
+    return "x86-avx2" if saturates_int8(load_profile("x86-vnni")) else "x86-vnni"
 
 
 @pytest.fixture
 def needs_exact_int8(request: pytest.FixtureRequest) -> None:
     """Skip what is made for VNNI on a machine without it."""
-    if request.getfixturevalue("profile") == "x86-vnni" and not has_exact_int8():
+    if saturates_int8(load_profile(request.getfixturevalue("profile"))):
         pytest.skip("without VNNI the sums of such an artifact saturate on this machine")
 
 

@@ -19,6 +19,7 @@ from hydistill_edge.targets.profiles import (
     list_profiles,
     load_profile,
     read_host,
+    saturates_int8,
 )
 
 SHIPPED = ["intel-n100", "jetson-orin-nano", "raspberry-pi-5", "x86-avx2", "x86-vnni"]
@@ -163,6 +164,23 @@ def test_check_host_names_the_mismatch(host: HostFacts, mismatch: str) -> None:
     (found,) = check_host(load_profile("intel-n100"), host)
 
     assert mismatch in found
+
+
+@pytest.mark.parametrize(
+    ("device", "host", "saturates"),
+    [
+        ("x86-vnni", dataclasses.replace(N100, flags=frozenset({"avx2", "fma"})), True),
+        ("intel-n100", dataclasses.replace(N100, flags=frozenset({"avx2", "fma"})), True),
+        ("x86-vnni", N100, False),
+        ("x86-avx2", dataclasses.replace(N100, flags=frozenset({"avx2", "fma"})), False),
+        ("x86-vnni", dataclasses.replace(N100, arch="aarch64", flags=frozenset()), False),
+        ("raspberry-pi-5", dataclasses.replace(N100, flags=frozenset()), False),
+    ],
+)
+def test_int8_for_vnni_saturates_where_there_is_none(
+    device: str, host: HostFacts, saturates: bool
+) -> None:
+    assert saturates_int8(load_profile(device), host) is saturates
 
 
 def test_read_host_knows_this_machine() -> None:
