@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hydistill_edge.errors import MethodError
+from hydistill_edge.models.low_rank import as_maps
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
 
@@ -51,10 +52,11 @@ class LayerHint:
         some = images[: max(LEAST_IMAGES, PIXELS // images[0, 0].numel())]
         with torch.no_grad():
             seen = teacher.features(some, self.teacher_layers).taps
-            self._variances = [
-                _variance(seen[name], teacher.network.get_submodule(name))
-                for name in self.teacher_layers
-            ]
+        self._layers = [teacher.network.get_submodule(name) for name in self.teacher_layers]
+        self._variances = [
+            _variance(as_maps(seen[name], layer))
+            for name, layer in zip(self.teacher_layers, self._layers, strict=True)
+        ]
 
     def loss(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
         """Return the mean square of the difference over the channel's variance, shape ().
@@ -65,20 +67,17 @@ class LayerHint:
             student: what `student_layers` give, as `features` reads it; gradients flow here.
             teacher: what `teacher_layers` give for the same images; detached.
         """
-        parts = [
-            ((student[own].float() - teacher[name].detach().float()).square() / variance).mean()
-            for own, name, variance in zip(
-                self.student_layers, self.teacher_layers, self._variances, strict=True
-            )
-        ]
+        parts = []
+        for own, name, layer, variance in zip(
+            self.student_layers, self.teacher_layers, self._layers, self._variances, strict=True
+        ):
+            off = student[own].float() - teacher[name].detach().float()
+            parts.append((as_maps(off, layer).square() / variance).mean())
         return torch.stack(parts).mean()
 
 
-def _variance(output: Tensor, layer: nn.Module) -> Tensor:
-    """Return the variance of each channel, in a shape that goes with the output's."""
-    linear = isinstance(layer, nn.Linear)  # its channels are the last axis
-    axis = output.dim() - 1 if linear else 1
-    others = [other for other in range(output.dim()) if other != axis]
-    variance = output.float().var(dim=others, correction=0)
+def _variance(maps: Tensor) -> Tensor:
+    """Return the variance of each channel, shape (channels, 1)."""
+    variance = maps.float().var(dim=(0, 2), correction=0)
     variance = variance.clamp_min(LEAST_VARIANCE * variance.mean()).clamp_min(1e-12)
-    return variance if linear else variance[:, None, None]
+    return variance[:, None]

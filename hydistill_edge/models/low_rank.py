@@ -79,6 +79,16 @@ def full_rank(layer: Layer) -> int:
     return min(_matrix(layer).shape)
 
 
+def as_maps(output: Tensor, layer: nn.Module) -> Tensor:
+    """Return what a layer gives with its channels second, shape (N, channels, places).
+
+    Those of a linear layer are the last axis, behind any number of tokens.
+    """
+    if isinstance(layer, nn.Linear):
+        return output.flatten(1, -2).transpose(1, 2) if output.dim() > 2 else output[:, :, None]
+    return output.flatten(2)
+
+
 def _matrix(layer: Layer) -> Tensor:
     """Return the weights, shape (outputs x kernel columns, inputs x kernel rows)."""
     weight = layer.weight.detach()

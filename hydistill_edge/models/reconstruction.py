@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from hydistill_edge.models.low_rank import as_maps
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.taps import eval_mode
 from hydistill_edge.models.teacher import Teacher
@@ -82,9 +83,7 @@ def reconstruct(student: Student, teacher: Teacher, images: Tensor) -> None:
 
 def _columns(output: Tensor, layer: nn.Module) -> Tensor:
     """Return what a layer gives at some places of all images, shape (channels, places)."""
-    if isinstance(layer, nn.Linear):
-        output = output.flatten(1, -2).transpose(1, 2) if output.dim() > 2 else output[:, :, None]
-    maps = output.flatten(2)
+    maps = as_maps(output, layer)
     places = maps.shape[2]
     # The same ones for teacher and student, and all over the map.
     order = torch.randperm(places, generator=torch.Generator().manual_seed(0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,31 @@ def transfer(tmp_path_factory: pytest.TempPathFactory, teacher: Teacher) -> Tran
 
 
 def run(
-    teacher: Teacher, transfer: TransferSet, workdir: Path, settings: KDSettings = QUICK
+    teacher: Teacher,
+    transfer: TransferSet,
+    workdir: Path,
+    settings: KDSettings = QUICK,
+    student: Student | None = None,
 ) -> Distilled:
-    return distill(teacher, new_student(), transfer, settings, workdir=workdir, seed=2)
+    return distill(teacher, student or new_student(), transfer, settings, workdir=workdir, seed=2)
+
+
+def killed_and_resumed(
+    train: Callable[[str], Distilled], step: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Distilled, Distilled]:
+    """Return the outcomes of a training, by the folder given, that was killed and of one whole."""
+    left = list(range(step + 1))
+
+    def dying(*args: object, **kwargs: object) -> torch.Tensor:
+        if left.pop() == 0:
+            raise Killed
+        return kd_kl(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kd, "kd_kl", dying)
+    with pytest.raises(Killed):
+        train("cut")
+    monkeypatch.undo()
+    return train("cut"), train("whole")
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +142,7 @@ def wide_transfer(tmp_path_factory: pytest.TempPathFactory, wide_teacher: Teache
 def run_factored(
     teacher: Teacher, transfer: TransferSet, workdir: Path, settings: KDSettings = QUICK
 ) -> Distilled:
-    student = factor(teacher, macs_share=0.6)
-    return distill(teacher, student, transfer, settings, workdir=workdir, seed=2)
+    return run(teacher, transfer, workdir, settings, factor(teacher, macs_share=0.6))
 
 
 @pytest.mark.parametrize("view", ["augmented", "stored"])
@@ -162,19 +183,10 @@ def test_student_is_the_same_when_training_is_killed_and_resumed(
     step: int,
     hint: float,
 ) -> None:
-    def dying(*args: object, **kwargs: object) -> torch.Tensor:
-        if left.pop() == 0:
-            raise Killed
-        return kd_kl(*args, **kwargs)  # type: ignore[arg-type]
-
     settings = replace(QUICK, evaluations=1, feature_weight=hint)
-    left = list(range(step + 1))
-    monkeypatch.setattr(kd, "kd_kl", dying)
-    with pytest.raises(Killed):
-        run(teacher, transfer, tmp_path / "cut", settings)
-    monkeypatch.undo()
-    resumed = run(teacher, transfer, tmp_path / "cut", settings)
-    whole = run(teacher, transfer, tmp_path / "whole", settings)
+    resumed, whole = killed_and_resumed(
+        lambda folder: run(teacher, transfer, tmp_path / folder, settings), step, monkeypatch
+    )
     assert resumed.resumed_at == step
     assert resumed.student.digest == whole.student.digest
 
@@ -366,20 +378,12 @@ def test_a_factored_student_is_the_same_when_training_is_killed_and_resumed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    left = list(range(8))
-
-    def dying(*args: object, **kwargs: object) -> torch.Tensor:
-        if left.pop() == 0:
-            raise Killed
-        return kd_kl(*args, **kwargs)  # type: ignore[arg-type]
-
     settings = replace(QUICK, evaluations=1)
-    monkeypatch.setattr(kd, "kd_kl", dying)
-    with pytest.raises(Killed):
-        run_factored(wide_teacher, wide_transfer, tmp_path / "cut", settings)
-    monkeypatch.undo()
-    resumed = run_factored(wide_teacher, wide_transfer, tmp_path / "cut", settings)
-    whole = run_factored(wide_teacher, wide_transfer, tmp_path / "whole", settings)
+    resumed, whole = killed_and_resumed(
+        lambda folder: run_factored(wide_teacher, wide_transfer, tmp_path / folder, settings),
+        7,
+        monkeypatch,
+    )
     assert resumed.resumed_at == 7
     assert resumed.student.digest == whole.student.digest
 
