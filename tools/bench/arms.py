@@ -25,6 +25,7 @@ from hydistill_edge.images.sources import SourceSpec, load_source
 from hydistill_edge.images.transfer_format import Origin
 from hydistill_edge.images.transfer_set import TransferSet, TransferSetWriter
 from hydistill_edge.models.pixels import InputSpec
+from hydistill_edge.models.reconstruction import images_wanted, reconstruct
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.teacher import Teacher
 from hydistill_edge.run_directory import read_json, write_json
@@ -46,14 +47,6 @@ RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
 CONFIDENCE = 0.95
 """One-sided, of "shown" and "reversed"."""
-
-LOGITS_ALONE: Mapping[str, Any] = {
-    "learning_rate": 0.01,
-    "layer_weight": 0.0,
-    "held_statistics": False,
-    "gradient_clip": 1e9,
-}
-"""How method kd trains a factored student that nothing but logits teaches."""
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -153,6 +146,14 @@ def write_set(
                 ids = [f"{name}:{row:05d}" for row in range(len(images))]
                 writer.add(images, network_logits(teacher, images), origin=origin, ids=ids)
     return TransferSet.open(folder)
+
+
+def fitted(student: Student, teacher: Teacher, transfer: TransferSet, seed: int) -> Student:
+    """Return a factored student with its layers fitted to the teacher's, as a build does it."""
+    rows = np.random.default_rng(seed).permutation(len(transfer))
+    shown = transfer.images(np.sort(rows[: images_wanted(transfer.size)]))
+    reconstruct(student, teacher, torch.from_numpy(shown).permute(0, 3, 1, 2))
+    return student
 
 
 def accuracy(model: Student | Teacher, data: Split) -> float:

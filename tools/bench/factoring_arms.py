@@ -2,11 +2,15 @@
 
 The CIFAR-10 ResNet-9 that was trained elsewhere (32 to 256 channels) and a student of at most a
 quarter of its multiply-accumulates: `factored`, its layers as products of thinner ones, or
-`slimmed`, with fewer channels. Each learns by method kd, from logits alone, on 1,000 unlabelled
+`slimmed`, with fewer channels. Each learns by method kd, as a build does it, on 1,000 unlabelled
 images (`real`) or on 4,000 from formulas (`made`). What is told is the agreement with the teacher,
 in percent, on 3,000 other images of the training split; labels are not looked at, nor is the test
-split. The narrow case, where it is the other way round, is in `slimming_arms.py`; what more a
-factored student can learn from is in `factored_parts.py`. About 15 minutes of one core.
+split.
+
+A factored student's layers are fitted to the teacher's by least squares, then imitate them beside
+the logits, with the teacher's own batch norm statistics. One part is left out in `truncated` (the
+fit), `logits` (the hint) and `own_statistics`; all three are in `plain`, with the rate that suits
+it. The narrow case is in `slimming_arms.py`. About an hour of one core.
 
     python tools/bench/factoring_arms.py SHARED --keep RUNS
 """
@@ -14,12 +18,13 @@ factored student can learn from is in `factored_parts.py`. About 15 minutes of o
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arms import LOGITS_ALONE, Runs, arguments, write_result, write_set
+from arms import Runs, arguments, fitted, write_result, write_set
 from outside_teacher import cases
 
 from hydistill_edge.images.sources import SourceSpec, load_source
@@ -41,11 +46,25 @@ QUESTION = str(__doc__).splitlines()[0]
 SHARE = 0.25
 REAL, JUDGED = 1000, 3000
 PROCEDURAL = ProceduralSettings(count=4000)
-SETTINGS = KDSettings(steps=600, batch=64, cutmix_share=0.5, evaluations=3)
-FACTORED = replace(SETTINGS, **LOGITS_ALONE)
-STARTS = {"factored": factor, "slimmed": slim}
-ARMS = {f"{start}_{kind}": (start, kind) for kind in ("real", "made") for start in STARTS}
-CLAIMS = tuple((f"factored_{kind}", f"slimmed_{kind}") for kind in ("real", "made"))
+SETTINGS = KDSettings(steps=300, batch=64, cutmix_share=0.5, evaluations=3)
+LEARNS: Mapping[str, KDSettings] = {
+    "factored": SETTINGS,
+    "truncated": SETTINGS,
+    "logits": replace(SETTINGS, layer_weight=0.0),
+    "own_statistics": replace(SETTINGS, held_statistics=False),
+    "plain": replace(
+        SETTINGS, learning_rate=0.01, layer_weight=0.0, held_statistics=False, gradient_clip=1e9
+    ),
+    "slimmed": SETTINGS,
+}
+FITTED = ("factored", "logits", "own_statistics")
+ARMS = {
+    **{f"{start}_made": (start, "made") for start in LEARNS},
+    **{f"{start}_real": (start, "real") for start in ("factored", "plain", "slimmed")},
+}
+CLAIMS = tuple(
+    (f"factored_{kind}", arm) for arm, (start, kind) in ARMS.items() if start != "factored"
+)
 
 
 def read_teacher(shared: Path) -> Teacher:
@@ -57,6 +76,14 @@ def read_teacher(shared: Path) -> Teacher:
         classes=section["classes"],
         spec=InputSpec(**section["input"]),
     )
+
+
+def start_of(name: str, teacher: Teacher, transfer: TransferSet, seed: int) -> Student:
+    """Return the student that an arm starts from."""
+    if name == "slimmed":
+        return slim(teacher, macs_share=SHARE)
+    student = factor(teacher, macs_share=SHARE)
+    return fitted(student, teacher, transfer, seed) if name in FITTED else student
 
 
 def set_of(kind: str, teacher: Teacher, unlabelled: Images, seed: int, keep: Path) -> TransferSet:
@@ -106,30 +133,35 @@ def main() -> None:
         start, kind = ARMS[name]
         workdir = given.keep / f"student-{name}-{seed}"
         workdir.mkdir(exist_ok=True)
-        trained = distill(
-            teacher,
-            STARTS[start](teacher, macs_share=SHARE),
-            set_of(kind, teacher, unlabelled, seed, given.keep),
-            FACTORED if start == "factored" else SETTINGS,
-            workdir=workdir,
-            seed=seed,
-        )
+        transfer = set_of(kind, teacher, unlabelled, seed, given.keep)
+        student = start_of(start, teacher, transfer, seed)
+        untrained = agreement(student.eval())
+        trained = distill(teacher, student, transfer, LEARNS[start], workdir=workdir, seed=seed)
         seconds = time.monotonic() - started
-        return {"agreement": agreement(trained.student), "seconds": seconds}
+        return {
+            "agreement": agreement(trained.student),
+            "untrained": untrained,
+            "seconds": seconds,
+        }
 
     runs = Runs(given.keep, given.seeds)
     runs.do_all(ARMS, run)
     whole = count(teacher.network, channels=teacher.spec.channels, size=teacher.spec.size)
-    students = {name: start(teacher, macs_share=SHARE) for name, start in STARTS.items()}
+    sizes = {
+        "factored": factor(teacher, macs_share=SHARE).count(),
+        "slimmed": slim(teacher, macs_share=SHARE).count(),
+    }
+    untrained = runs.table(tuple(ARMS), "untrained")
     write_result(
         "factoring_arms",
         question=QUESTION,
         table=runs.table(tuple(ARMS), "agreement"),
         claims=CLAIMS,
         more={
-            "untrained_agreement": {name: agreement(found) for name, found in students.items()},
-            "macs_ratio": {n: found.count().macs / whole.macs for n, found in students.items()},
-            "params": {n: found.count().params for n, found in students.items()},
+            "untrained_agreement": {arm: list(found.values()) for arm, found in untrained.items()},
+            "macs_ratio": {name: size.macs / whole.macs for name, size in sizes.items()},
+            "params": {name: size.params for name, size in sizes.items()},
+            "steps": SETTINGS.steps,
             "images": {"real": REAL, "made": PROCEDURAL.count},
         },
     )

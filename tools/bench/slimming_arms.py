@@ -3,9 +3,9 @@
 Fashion-MNIST at 16 px, grey: a ResNet-20 teacher trained on 15,000 labelled images, and a student
 of at most a quarter of its multiply-accumulates. `slimmed` is the teacher with fewer channels,
 `factored` that with its layers as products of thinner ones, `fresh` the slimmed network with fresh
-weights, each taught its logits by method kd on 300 unlabelled images (`real`) or on 300 made from
-the teacher alone (`made`); fresh weights also get three times the steps (`fresh_longer`). About 20
-minutes of one core.
+weights, each taught by method kd, as a build does it, on 300 unlabelled images (`real`) or on 300
+made from the teacher alone (`made`); fresh weights also get three times the steps (`fresh_longer`).
+About 30 minutes of one core.
 
     python tools/bench/slimming_arms.py SHARED --keep RUNS
 """
@@ -13,12 +13,11 @@ minutes of one core.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arms import LOGITS_ALONE, Images, Runs, accuracy, arguments, write_result, write_set
+from arms import Images, Runs, accuracy, arguments, fitted, write_result, write_set
 from fashion import AUGMENT, read_task
 from torch import nn
 
@@ -39,7 +38,6 @@ SHARE = 0.25
 IMAGES = 300
 SETTINGS = KDSettings(steps=600, batch=64, augment=AUGMENT, evaluations=6)
 LONGER = KDSettings(steps=1800, batch=64, augment=AUGMENT, evaluations=6)
-FACTORED = replace(SETTINGS, **LOGITS_ALONE)
 INVERSION = InversionSettings(flip=True)
 ARMS = {
     f"{start}_{kind}": (start, kind)
@@ -57,10 +55,10 @@ CLAIMS = tuple(
 )
 
 
-def start_of(name: str, teacher: Teacher, seed: int) -> Student:
+def start_of(name: str, teacher: Teacher, transfer: TransferSet, seed: int) -> Student:
     """Return the student that an arm starts from."""
     if name == "factored":
-        return factor(teacher, macs_share=SHARE)
+        return fitted(factor(teacher, macs_share=SHARE), teacher, transfer, seed)
     student = slim(teacher, macs_share=SHARE)
     if name != "slimmed":
         student.options.clear()  # so that method kd takes the rate of fresh weights
@@ -104,9 +102,9 @@ def main() -> None:
         transfer = set_of(kind, teacher, task.unseen.images, seed, given.keep)
         trained = distill(
             teacher,
-            start_of(start, teacher, seed),
+            start_of(start, teacher, transfer, seed),
             transfer,
-            {"fresh_longer": LONGER, "factored": FACTORED}.get(start, SETTINGS),
+            LONGER if start == "fresh_longer" else SETTINGS,
             workdir=workdir,
             seed=seed,
         )
