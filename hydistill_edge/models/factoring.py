@@ -3,7 +3,7 @@
 All channels stay, so that it starts far nearer to the teacher than one that lost channels: of a
 CIFAR-10 ResNet-9, at a quarter of the multiply-accumulates and before any training, it decided
 85 % of 3,000 unlabelled images alike (10 % with fewer channels), and 95 % after 3,000 steps on
-images from formulas and inversion (90 %). Each layer comes down to the same share of its own work.
+images from formulas and inversion (90 %).
 
 It pays for kernels that see neighbours among many channels: of k x k, what rows and columns have in
 common goes with what channels have; a 1 x 1 convolution must get by with a fraction of its rank.
@@ -14,6 +14,7 @@ Narrow networks, and those of mostly 1 x 1 and depthwise convolutions, keep more
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from hydistill_edge.errors import HydistillError, MethodError, UsageError
 from hydistill_edge.models.counting import count
-from hydistill_edge.models.low_rank import Layer, RankTable, factorize, full_rank
+from hydistill_edge.models.low_rank import Layer, RankTable, factorize, strengths
 from hydistill_edge.models.reduced import REMEDY, adopt, check_share, last_layer, taken_apart
 from hydistill_edge.models.student import Student
 from hydistill_edge.models.taps import eval_mode
@@ -38,7 +39,7 @@ PAYS_FROM = 32
 factoring than by losing channels."""
 
 _TRIES = 100  # layers of unusual networks may cost more than was reckoned
-_HALVINGS = 30
+_NOTHING = 1e-30  # energy of a layer whose weights are all 0
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,6 @@ class _Work:
     layer: Layer
     whole: int
     each: int
-
-    def rank(self, share: float) -> int:
-        """Return the largest rank that keeps within a share of the layer's work; may be 0."""
-        return min(int(share * self.whole / self.each), full_rank(self.layer))
 
 
 def factor(teacher: Teacher, *, macs_share: float, channels: int | None = None) -> Student:
@@ -124,7 +121,7 @@ def _within(network: nn.Module, example: Tensor, share: float) -> tuple[nn.Modul
     budget = share * macs - fixed
     for _ in range(_TRIES):
         ranks = _ranks(work, budget)
-        if min(ranks.values()) < 1:
+        if not ranks:
             break
         factored = factorize(copy.deepcopy(network), ranks)
         if _macs(factored, example) <= share * macs:
@@ -138,17 +135,38 @@ def _within(network: nn.Module, example: Tensor, share: float) -> tuple[nn.Modul
 
 
 def _ranks(work: Mapping[str, _Work], budget: float) -> RankTable:
-    """Return the largest ranks within a budget; every layer comes to the same share of its work."""
+    """Return the ranks within a budget whose layers together keep most of their energy.
 
-    def cost(own: float) -> int:
-        return sum(found.each * found.rank(own) for found in work.values())
+    Energy is the share of the squared singular values; what is made large is its product over the
+    layers, so that none is starved. A rank is worth less than the one before, so the best for its
+    cost is taken again and again. Empty where not every layer can have a rank of 1.
+    Source: Zhang et al. 2016, arXiv:1505.06798, its rank selection for a whole network, by the
+    weights' energies instead of the responses'.
+    """
+    ranks = dict.fromkeys(work, 1)
+    left = budget - sum(found.each for found in work.values())
+    if left < 0:
+        return {}
+    energies = {name: strengths(found.layer).tolist() for name, found in work.items()}
+    kept = {name: max(energy[0], _NOTHING) for name, energy in energies.items()}
 
-    # Whole ranks lie under what a share allows, so the share may be larger than the budget's.
-    low, high = 0.0, 1.0
-    for _ in range(_HALVINGS):
-        own = (low + high) / 2
-        low, high = (own, high) if cost(own) <= budget else (low, own)
-    return {name: found.rank(low) for name, found in work.items()}
+    def worth(name: str) -> float:
+        return math.log1p(energies[name][ranks[name]] / kept[name]) / work[name].each
+
+    while True:
+        growing = [
+            name
+            for name, found in work.items()
+            # From there on the layer as it was would cost less.
+            if ranks[name] < min(len(energies[name]), found.whole // found.each)
+            and found.each <= left
+        ]
+        if not growing:
+            return ranks
+        best = max(growing, key=worth)
+        kept[best] += energies[best][ranks[best]]
+        ranks[best] += 1
+        left -= work[best].each
 
 
 def _work(network: nn.Module, example: Tensor) -> dict[str, _Work]:

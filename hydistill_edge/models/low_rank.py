@@ -79,6 +79,14 @@ def full_rank(layer: Layer) -> int:
     return min(_matrix(layer).shape)
 
 
+def strengths(layer: Layer) -> Tensor:
+    """Return the squared singular values, of which factors keep the first, shape (full rank,)."""
+    matrix = _matrix(layer).double()
+    rows = matrix.t() if len(matrix) > matrix.shape[1] else matrix
+    rising: Tensor = torch.linalg.eigvalsh(rows @ rows.t())
+    return rising.flip(0).clamp_min(0)
+
+
 def as_maps(output: Tensor, layer: nn.Module) -> Tensor:
     """Return what a layer gives with its channels second, shape (N, channels, places).
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from hydistill_edge.errors import MethodError, TeacherError, UsageError
 from hydistill_edge.models.counting import count
-from hydistill_edge.models.factoring import factor, neighbour_share
+from hydistill_edge.models.factoring import _ranks, _Work, factor, neighbour_share
 from hydistill_edge.models.low_rank import factorize, factors, full_rank
 from hydistill_edge.models.pixels import InputSpec
 from hydistill_edge.models.slimming import slim
@@ -152,6 +154,45 @@ def test_student_keeps_within_the_share_and_uses_most_of_it(name: str, share: fl
     whole = count(teacher.network, channels=3, size=SIZE).macs
     assert 0.85 * share <= student.count().macs / whole <= share
     assert student.start == "factored"
+
+
+def kept(layer: nn.Linear, rank: int) -> float:
+    """Return the share of the squared singular values that a rank keeps."""
+    values = torch.linalg.svdvals(layer.weight.detach().double()).square()
+    return float(values[:rank].sum() / values.sum())
+
+
+def test_ranks_keep_the_largest_product_of_energies_that_the_budget_allows() -> None:
+    strengths = ([9.0, 2, 1, 1, 1, 1, 1, 1], [3.0] * 8, [8.0, 7, 6, 5, 4, 3, 2, 1])
+    layers = [nn.Linear(8, 8) for _ in strengths]
+    with seeded(0), torch.no_grad():
+        for layer, values in zip(layers, strengths, strict=True):
+            turn = torch.linalg.qr(torch.randn(8, 8)).Q
+            layer.weight.copy_(turn @ torch.diag(torch.tensor(values)))
+    work = {str(i): _Work(layer, whole=8 * 16, each=16) for i, layer in enumerate(layers)}
+    for units in (3, 7, 12, 24, 40):
+        found = _ranks(work, units * 16)
+        best = max(
+            math.prod(kept(layer, rank) for layer, rank in zip(layers, ranks, strict=True))
+            for ranks in itertools.product(range(1, 9), repeat=3)
+            if sum(ranks) <= units
+        )
+        own = math.prod(kept(layer, found[str(i)]) for i, layer in enumerate(layers))
+        assert own == pytest.approx(best)
+    assert _ranks(work, 2.9 * 16) == {}
+
+
+def test_a_layer_never_costs_more_than_it_did() -> None:
+    layer = nn.Linear(8, 8)
+    assert _ranks({"only": _Work(layer, whole=64, each=16)}, 1000) == {"only": 4}
+
+
+def test_layers_without_any_weight_keep_a_rank() -> None:
+    layer = nn.Linear(8, 8)
+    nn.init.zeros_(layer.weight)
+    other = nn.Linear(8, 8)
+    work = {"empty": _Work(layer, 128, 16), "full": _Work(other, 128, 16)}
+    assert _ranks(work, 5 * 16)["full"] == 4
 
 
 def test_student_starts_nearer_to_its_teacher_than_with_fewer_channels() -> None:
