@@ -45,7 +45,7 @@ import torch
 from torch import Tensor, nn
 
 from hydistill_edge.images.augment import Augment, AugmentSettings, Mixed, cutmix, mixup
-from hydistill_edge.images.transfer_set import TransferSet
+from hydistill_edge.images.transfer_set import Indices, TransferSet
 from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint
 from hydistill_edge.methods.pool import Draws, Pool, is_real, judge_on, split
 from hydistill_edge.methods.settings import TrainingSettings
@@ -82,6 +82,8 @@ class KDSettings(TrainingSettings):
         learning_rate: peak of the schedule; None for 0.1, and for 0.03 or 0.003 where the student
             is the teacher slimmed or factored, which a larger one makes forget.
         real_share: share of real images in each batch, in [0, 1]; None for their share in the set.
+        procedural_share: of the other images of each batch, share of those from formulas, in
+            [0, 1]; None to draw from all alike.
         teacher_view: `augmented` asks the teacher about every view that the student sees; `stored`
             takes the logits of the transfer set, which cost nothing and are right for mild
             augmentation only.
@@ -112,6 +114,7 @@ class KDSettings(TrainingSettings):
     learning_rate: float | None = None
     schedule: str = "one_cycle"
     real_share: float | None = None
+    procedural_share: float | None = None
     teacher_view: Literal["augmented", "stored"] = "augmented"
     mixup_share: float = 0.5
     cutmix_share: float = 0.0
@@ -127,8 +130,10 @@ class KDSettings(TrainingSettings):
         problems = super().problems()
         if not self.temperature > 0:
             problems.append(f"temperature is {self.temperature}; expected more than 0")
-        if self.real_share is not None and not 0 <= self.real_share <= 1:
-            problems.append(f"real_share is {self.real_share}; expected a share in [0, 1] or none")
+        for name in ("real_share", "procedural_share"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= 1:
+                problems.append(f"{name} is {share}; expected a share in [0, 1] or none")
         if self.teacher_view not in ("augmented", "stored"):
             problems.append(f'teacher_view "{self.teacher_view}"; expected "augmented" or "stored"')
         if not 0 <= self.mixup_share <= 1:
@@ -172,6 +177,17 @@ class KDSettings(TrainingSettings):
     def plan(self) -> Plan:
         """Return what the training loop needs of this; of settings that are resolved."""
         return Plan.of(self)
+
+    def draws(self, transfer: TransferSet, train_on: Indices, seed: int) -> Draws:
+        """Return which images a step sees, out of those places that may be trained on."""
+        return Draws(
+            transfer,
+            train_on,
+            batch=self.batch,
+            real_share=self.real_share,
+            procedural_share=self.procedural_share,
+            seed=seed,
+        )
 
     def blend(self, images: Tensor, draw: float, generator: torch.Generator) -> Mixed | None:
         """Return the batch with its images blended in pairs, or None where it stays as it is.
@@ -227,9 +243,7 @@ def distill(
     check_fit(teacher, student, transfer)
     train_on, held_out = split(transfer, settings.holdout, seed)
     pool = Pool(transfer, device)
-    draws = Draws(
-        transfer, train_on, batch=settings.batch, real_share=settings.real_share, seed=seed
-    )
+    draws = settings.draws(transfer, train_on, seed)
     generator = torch.Generator(device).manual_seed(seed)
     augment = Augment(settings.augmentation(transfer.size))
     teacher.to(device).to(memory_format=torch.channels_last)

@@ -80,7 +80,7 @@ def resident_bytes(device: torch.device) -> int:
 
 
 class Draws:
-    """Which images a step sees: a fixed share of real ones, the rest synthetic.
+    """Which images a step sees: fixed shares of real ones and of those from formulas.
 
     Args:
         transfer: the whole set.
@@ -88,6 +88,8 @@ class Draws:
         batch: images per step.
         real_share: share of real images in each batch, in [0, 1]; None for their share in the set.
             Without effect where all images are of one origin.
+        procedural_share: of the others, share of those from formulas; None to draw from all alike.
+            Without effect where none or all of them are.
         seed: of the order.
     """
 
@@ -98,24 +100,33 @@ class Draws:
         *,
         batch: int,
         real_share: float | None,
+        procedural_share: float | None = None,
         seed: int,
     ) -> None:
         real = is_real(transfer)[train_on]
-        share = float(real.mean()) if real_share is None else real_share
-        if real.all() or not real.any():
-            share = float(real.all())
-        count = round(batch * share)
+        reals, made = train_on[real], train_on[~real]
+        number = batch - _part(batch, reals, made, real_share)
+        parts = [(reals, batch - number), (made, number)]
+        if procedural_share is not None:
+            drawn = transfer.origins[made] == "procedural"
+            formulas = _part(number, made[drawn], made[~drawn], procedural_share)
+            parts[1:] = [(made[drawn], formulas), (made[~drawn], number - formulas)]
         self._parts = [
             (places, Passes(len(places), batch=number, seed=seed + offset))
-            for offset, (places, number) in enumerate(
-                [(train_on[real], count), (train_on[~real], batch - count)]
-            )
+            for offset, (places, number) in enumerate(parts)
             if number
         ]
 
     def at(self, step: int) -> Indices:
         """Return places in the transfer set, shape (batch,)."""
         return np.concatenate([places[passes.at(step)] for places, passes in self._parts])
+
+
+def _part(batch: int, these: Indices, others: Indices, share: float | None) -> int:
+    """Return how many images of a batch are of one kind and not of the other."""
+    if share is None or not (len(these) and len(others)):
+        share = len(these) / max(1, len(these) + len(others))
+    return round(batch * share)
 
 
 def judge_on(

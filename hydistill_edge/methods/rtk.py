@@ -52,7 +52,7 @@ from hydistill_edge.methods.distilled import Distilled, check_fit, fingerprint
 from hydistill_edge.methods.kd import RATES, KDSettings
 from hydistill_edge.methods.key_choice import KeyChoice
 from hydistill_edge.methods.key_report import KEYS_FILE, MAP_SIDE, Layer, Measured, key_report
-from hydistill_edge.methods.pool import Draws, Pool, is_real, judge_on, split
+from hydistill_edge.methods.pool import Pool, is_real, judge_on, split
 from hydistill_edge.models.attention import AfdAttention, RtkAttention
 from hydistill_edge.models.projector import pool_to
 from hydistill_edge.models.student import Start, Student
@@ -330,9 +330,7 @@ def distill(
     digest = fingerprint(teacher, student, transfer, settings, seed)
     train_on, held_out = split(transfer, settings.holdout, seed)
     pool = Pool(transfer, device)
-    draws = Draws(
-        transfer, train_on, batch=settings.batch, real_share=settings.real_share, seed=seed
-    )
+    draws = settings.draws(transfer, train_on, seed)
     generator = torch.Generator(device).manual_seed(seed)
     augment = Augment(settings.augmentation(transfer.size))
     teacher.to(device).to(memory_format=torch.channels_last)

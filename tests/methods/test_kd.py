@@ -65,6 +65,7 @@ def write_set(
     *,
     real: int = 24,
     synthetic: int = 40,
+    procedural: int = 0,
     digest: str | None = None,
 ) -> TransferSet:
     choice = np.random.default_rng(0)
@@ -75,7 +76,8 @@ def write_set(
         classes=teacher.classes,
         teacher_digest=digest or teacher.digest,
     ) as writer:
-        for origin, count in (("real", real), ("synthetic", synthetic)):
+        counts = {"real": real, "synthetic": synthetic, "procedural": procedural}
+        for origin, count in counts.items():
             if count:
                 level = choice.integers(40, 216, (count, 1, 1, 1))
                 images = (level + choice.integers(-40, 40, (count, 8, 8, 1))).astype(np.uint8)
@@ -216,6 +218,31 @@ def test_share_is_ignored_when_all_images_are_of_one_origin(
     only_real = write_set(tmp_path / "real", teacher, synthetic=0)
     draws = Draws(only_real, np.arange(24), batch=16, real_share=0.0, seed=0)
     assert len(draws.at(0)) == 16
+
+
+@pytest.mark.parametrize(
+    ("share", "counts"), [(None, (4, 10)), (0.5, (7, 7)), (0.0, (14, 0)), (1.0, (0, 14))], ids=str
+)
+def test_made_images_of_a_batch_hold_the_asked_share_from_formulas(
+    teacher: Teacher, tmp_path: Path, share: float | None, counts: tuple[int, int]
+) -> None:
+    mixed = write_set(tmp_path / "mixed", teacher, real=20, synthetic=40, procedural=100)
+    places = np.arange(len(mixed))
+    draws = Draws(mixed, places, batch=16, real_share=None, procedural_share=share, seed=0)
+    found = [mixed.origins[draws.at(step)].tolist() for step in range(200)]
+    assert all(len(batch) == 16 and batch.count("real") == 2 for batch in found)
+    means = [
+        np.mean([batch.count(kind) for batch in found]) for kind in ("synthetic", "procedural")
+    ]
+    assert means == pytest.approx(counts, abs=0.5)
+    if share is not None:
+        assert {batch.count("procedural") for batch in found} == {counts[1]}
+
+
+def test_share_from_formulas_is_ignored_where_there_are_none(transfer: TransferSet) -> None:
+    places = np.arange(len(transfer))
+    draws = Draws(transfer, places, batch=16, real_share=0.5, procedural_share=1.0, seed=0)
+    assert (transfer.origins[draws.at(0)] == "synthetic").sum() == 8
 
 
 def test_held_out_images_are_never_trained_on(transfer: TransferSet) -> None:
@@ -408,6 +435,7 @@ def test_layers_of_another_student_cannot_be_imitated(
     [
         ({"feature_weight": -1.0}, "feature_weight is -1.0; expected at least 0"),
         ({"layer_weight": -1.0}, "layer_weight is -1.0; expected at least 0"),
+        ({"procedural_share": 1.5}, "procedural_share is 1.5; expected a share in"),
         ({"gradient_clip": 0.0}, "gradient_clip is 0.0; expected more than 0"),
         ({"feature_weight": 1.0, "teacher_view": "stored"}, "stored views have no features"),
         ({"layer_weight": 1.0, "teacher_view": "stored"}, "stored views have no features"),
