@@ -10,7 +10,7 @@ split.
 A factored student's layers are fitted to the teacher's by least squares, then imitate them beside
 the logits, with the teacher's own batch norm statistics. One part is left out in `truncated` (the
 fit), `logits` (the hint) and `own_statistics`; all three are in `plain`, with the rate that suits
-it. The narrow case is in `slimming_arms.py`. About an hour of one core.
+it. The narrow case is in `slimming_arms.py`. About 45 minutes of one core.
 
     python tools/bench/factoring_arms.py SHARED --keep RUNS
 """
@@ -46,7 +46,7 @@ QUESTION = str(__doc__).splitlines()[0]
 SHARE = 0.25
 REAL, JUDGED = 1000, 3000
 PROCEDURAL = ProceduralSettings(count=4000)
-SETTINGS = KDSettings(steps=300, batch=64, cutmix_share=0.5, evaluations=3)
+SETTINGS = KDSettings(steps=150, batch=64, cutmix_share=0.5, evaluations=3)
 LEARNS: Mapping[str, KDSettings] = {
     "factored": SETTINGS,
     "truncated": SETTINGS,
