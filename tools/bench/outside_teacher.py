@@ -3,7 +3,9 @@
 Runs the main job on one of the two teachers that were trained elsewhere (a CIFAR-10 ResNet-9, a
 steel RegNetY), with their unlabelled images and without any image. The student has at most a
 quarter of the teacher's MACs; a whole build may take 45 minutes on two cores. The test split is
-looked at once, by the build's last stage.
+looked at once, by the build's last stage. How the students are made and trained was chosen by
+agreement with the teacher on unlabelled images of the training split, also where the build itself
+sees none.
 Threads of training and synthesis are those that torch takes (OMP_NUM_THREADS); latencies are of
 one thread.
 
