@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,33 +132,35 @@ def _directions(rows: Tensor, count: int) -> Tensor:
 
 def _convolutions(layer: nn.Conv2d, first: Tensor, second: Tensor) -> nn.Sequential:
     rank, (height, width) = len(first), layer.kernel_size
-    # What a layer of one column leaves out or adds across is left to the first factor: the second
-    # then has fewer places to go through.
-    across = 0 if width == 1 else 1
-    settings: tuple[dict[str, object], ...] = ({}, {})
-    for name, none in (("stride", 1), ("padding", 0), ("dilation", 1)):
-        given = getattr(layer, name)
-        for factor, part in enumerate(settings):
-            part[name] = (
-                given  # "same" and "valid" hold for either
-                if isinstance(given, str)
-                else (given[0] if factor == 0 else none, given[1] if factor == across else none)
-            )
+
+    def split(given: Any, none: int) -> tuple[Any, Any]:
+        if isinstance(given, str):  # "same" and "valid" hold for either
+            return given, given
+        if width == 1:  # places that are left out need not be seen by the second factor
+            return given, none
+        return (given[0], none), (none, given[1])
+
+    strides, paddings = split(layer.stride, 1), split(layer.padding, 0)
+    dilations, mode = split(layer.dilation, 1), layer.padding_mode
     reduce = nn.Conv2d(
         layer.in_channels,
         rank,
         (height, 1),
+        strides[0],
+        paddings[0],
+        dilations[0],
         bias=False,
-        padding_mode=layer.padding_mode,
-        **settings[0],  # type: ignore[arg-type]
+        padding_mode=mode,
     )
     expand = nn.Conv2d(
         rank,
         layer.out_channels,
         (1, width),
+        strides[1],
+        paddings[1],
+        dilations[1],
         bias=layer.bias is not None,
-        padding_mode=layer.padding_mode,
-        **settings[1],  # type: ignore[arg-type]
+        padding_mode=mode,
     )
     columns = second.reshape(layer.out_channels, width, rank).transpose(1, 2)
     return _chain(layer, (reduce, first), (expand, columns))
