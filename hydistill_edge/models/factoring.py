@@ -17,6 +17,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,12 @@ class _Work:
     layer: Layer
     whole: int
     each: int
+
+    @cached_property
+    def energies(self) -> list[float]:
+        """The squared singular values of the layer's weights, falling; they are costly to find."""
+        found: list[float] = strengths(self.layer).tolist()
+        return found
 
 
 def factor(teacher: Teacher, *, macs_share: float, channels: int | None = None) -> Student:
@@ -147,24 +154,23 @@ def _ranks(work: Mapping[str, _Work], budget: float) -> RankTable:
     left = budget - sum(found.each for found in work.values())
     if left < 0:
         return {}
-    energies = {name: strengths(found.layer).tolist() for name, found in work.items()}
-    kept = {name: max(energy[0], _NOTHING) for name, energy in energies.items()}
+    kept = {name: max(found.energies[0], _NOTHING) for name, found in work.items()}
 
     def worth(name: str) -> float:
-        return math.log1p(energies[name][ranks[name]] / kept[name]) / work[name].each
+        return math.log1p(work[name].energies[ranks[name]] / kept[name]) / work[name].each
 
     while True:
         growing = [
             name
             for name, found in work.items()
             # From there on the layer as it was would cost less.
-            if ranks[name] < min(len(energies[name]), found.whole // found.each)
+            if ranks[name] < min(len(found.energies), found.whole // found.each)
             and found.each <= left
         ]
         if not growing:
             return ranks
         best = max(growing, key=worth)
-        kept[best] += energies[best][ranks[best]]
+        kept[best] += work[best].energies[ranks[best]]
         ranks[best] += 1
         left -= work[best].each
 

@@ -77,7 +77,9 @@ def factors(layer: Layer, rank: int) -> nn.Sequential:
 
 def full_rank(layer: Layer) -> int:
     """Return the rank from which on a layer's factors compute what the layer computes."""
-    return min(_matrix(layer).shape)
+    outputs, inputs, *kernel = layer.weight.shape
+    height, width = kernel or (1, 1)
+    return min(outputs * width, inputs * height)
 
 
 def strengths(layer: Layer) -> Tensor:
